@@ -1,0 +1,41 @@
+# The two commands of a newcomer are `make bench` and `make test`; both begin with `make setup`, which runs once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
+
+.PHONY: setup bench test lint types contracts schemas clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml kernels/pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "efftrain needs Python 3.11 or later; choose one with: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@command -v nvidia-smi >/dev/null 2>&1 || [ -n "$(TORCH_INDEX)" ] \
+	  || echo "no NVIDIA driver found: a smaller PyTorch without CUDA comes with: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) -c constraints.txt -e kernels -e '.[dev]'
+	@touch $(STAMP)
+
+bench: setup
+	$(BIN)/efftrain bench --preset quick --out reports/quick --force
+
+test: setup lint types contracts
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/basedpyright
+
+contracts: setup
+	$(BIN)/lint-imports
+
+schemas: setup
+	$(BIN)/python -m efftrain.record.schema
+
+clean:
+	rm -rf $(VENV) reports/quick

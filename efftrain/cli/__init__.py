@@ -1,0 +1,46 @@
+"""The `efftrain` command: one file a subcommand, each of which imports what it needs when it is called.
+
+`efftrain --help` must answer at once, so nothing heavy is imported here.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from efftrain import __version__
+from efftrain.cli import bench, doctor, report, train
+
+USAGE = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="What a training step costs, in FLOPs, bytes, joules and CO2e, and which change makes it cheaper.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("bench")(bench.bench)
+app.command("train")(train.train)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback(invoke_without_command=True)
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"efftrain {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: what is wrong with a command line is said in one line on standard error, with exit status 2."""
+    try:
+        status = app(standalone_mode=False)
+    except typer.BadParameter.__mro__[1] as error:  # every usage error of the parser
+        typer.echo(f"efftrain: {error.format_message()}", err=True)
+        status = USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    sys.exit(status if isinstance(status, int) else 0)

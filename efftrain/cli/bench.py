@@ -1,0 +1,47 @@
+"""`efftrain bench`: compare variants of a training on this machine."""
+
+from pathlib import Path
+
+import typer
+
+from efftrain.cli import options
+
+
+def bench(
+    context: typer.Context,
+    *,
+    preset: options.Preset = "quick",
+    variants: options.Variants = None,
+    model: options.Model = None,
+    data: options.Data = None,
+    seeds: options.Seeds = None,
+    steps: options.Steps = None,
+    tokens: options.Tokens = None,
+    device: options.Device = "auto",
+    attention: options.Attention = "sdpa",
+    optimizer: options.Optimizer = "torch",
+    country: options.Country = None,
+    region: options.Region = None,
+    intensity: options.Intensity = None,
+    pue: options.Pue = None,
+    out: options.Out = None,
+    force: options.Force = False,
+    resume: options.Resume = False,
+) -> None:
+    """Train variants on the same tokens, each run in a fresh process, and compare what they cost."""
+    from efftrain.cli.study import run_new, run_on
+    from efftrain.hardware.probe import available_device
+    from efftrain.meters.carbon import resolve
+    from efftrain.study.plan import PlanError, Request
+
+    with options.usage_errors():
+        if resume:
+            if extra := options.given(context, besides={"resume", "out"}):
+                raise PlanError(f"--resume goes on with the study's own settings; leave out {', '.join(extra)}")
+            run_on(out or Path("reports") / preset)
+        request = Request(
+            preset=preset, variants=options.names(variants, "--variants"), model=model, data=data, seeds=seeds,
+            steps=steps, tokens=tokens, device=available_device(device),
+            attention=options.attention(attention), optimizer=options.optimizer(optimizer),
+        )  # fmt: skip
+        run_new(request, resolve(country, region, intensity, pue), out or Path("reports") / preset, force=force)

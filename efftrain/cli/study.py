@@ -1,0 +1,86 @@
+"""What `bench` and `train` have in common: make the runs, show how they go, report, and say so in the exit status."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from efftrain.study.execute import Outcome
+    from efftrain.study.folder import StudyFolder
+    from efftrain.study.plan import Plan, Request
+
+SOME_FAILED = 1
+INTERRUPTED = 130
+
+
+def run_new(request: "Request", carbon: dict[str, Any], out: Path, *, force: bool) -> None:
+    """Plan a study, make it, report it.
+
+    Raises:
+        typer.Exit: always; 0, 1 where a run failed, 130 after Ctrl-C.
+        PlanError, ConfigError, DataError: nothing was written.
+    """
+    from efftrain.cli.options import check_corpus
+    from efftrain.cli.progress import console
+    from efftrain.study.folder import claim
+    from efftrain.study.plan import make_plan
+
+    plan = make_plan(request)
+    with console().status("preparing the text"):
+        check_corpus(request, plan)
+    raise _make(plan, claim(out, force=force), {"carbon": carbon})
+
+
+def run_on(out: Path) -> None:
+    """Go on with the study in `out`.
+
+    Raises:
+        typer.Exit: as `run_new`.
+        PlanError: there is none.
+    """
+    from efftrain.study.folder import StudyFolder, stored_plan
+
+    folder = StudyFolder(out)
+    plan, settings = stored_plan(folder)
+    raise _make(plan, folder, settings)
+
+
+def report_folder(folder: "StudyFolder") -> None:
+    """Assemble the records of a study's folder, write its reports, print its table.
+
+    Raises:
+        RecordError: no study there.
+    """
+    from efftrain.cli.progress import console
+    from efftrain.report.folder import write_reports
+    from efftrain.report.terminal import render
+    from efftrain.study.collect import collect
+
+    collected = collect(folder)
+    with console().status("writing the report"):
+        written = write_reports(folder.root, collected.study, collected.runs, collected.steps)
+    render(collected.study, collected.runs, console())
+    console().print("\nwritten: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
+
+
+def _make(plan: "Plan", folder: "StudyFolder", settings: dict[str, Any]) -> typer.Exit:
+    from efftrain.cli.progress import progress
+    from efftrain.study.execute import execute
+
+    with progress() as observer:
+        outcome = execute(plan, folder, settings, observer)
+    report_folder(folder)
+    return typer.Exit(_status(outcome))
+
+
+def _status(outcome: "Outcome") -> int:
+    bad = {run: status for run, status in outcome.statuses.items() if status != "complete"}
+    for run, status in bad.items():
+        typer.echo(f"{run}: {status}", err=True)
+    for run, why in outcome.not_made.items():
+        typer.echo(f"{run}: not made: {why}", err=True)
+    if outcome.interrupted:
+        typer.echo("interrupted; go on with --resume", err=True)
+        return INTERRUPTED
+    return SOME_FAILED if bad or outcome.not_made else 0

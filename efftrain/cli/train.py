@@ -1,0 +1,42 @@
+"""`efftrain train`: one training, with the same figures as a study."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from efftrain.cli import options
+
+
+def train(
+    *,
+    variant: Annotated[str, typer.Option(help="What to train; see --variants of efftrain bench.")] = "baseline",
+    seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
+    preset: options.Preset = "quick",
+    model: options.Model = None,
+    data: options.Data = None,
+    steps: options.Steps = None,
+    tokens: options.Tokens = None,
+    device: options.Device = "auto",
+    attention: options.Attention = "sdpa",
+    optimizer: options.Optimizer = "torch",
+    country: options.Country = None,
+    region: options.Region = None,
+    intensity: options.Intensity = None,
+    pue: options.Pue = None,
+    out: options.Out = None,
+    force: options.Force = False,
+) -> None:
+    """Train once and report what it cost."""
+    from efftrain.cli.study import run_new
+    from efftrain.hardware.probe import available_device
+    from efftrain.meters.carbon import resolve
+    from efftrain.study.plan import Request
+
+    with options.usage_errors():
+        request = Request(
+            preset=preset, variants=(variant,), model=model, data=data, seeds=1, first_seed=seed, steps=steps,
+            tokens=tokens, device=available_device(device), attention=options.attention(attention),
+            optimizer=options.optimizer(optimizer),
+        )  # fmt: skip
+        run_new(request, resolve(country, region, intensity, pue), out or Path("reports/train"), force=force)

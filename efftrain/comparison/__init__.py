@@ -1,0 +1,1 @@
+"""Records in; ratios to the baseline, verdicts and flags out."""

@@ -1,0 +1,106 @@
+"""The record of a run from its journal: one function, the same for runs that ended well, badly, or not at all."""
+
+from collections.abc import Sequence
+
+from efftrain.meters.carbon import carbon_section
+from efftrain.meters.ledger import Ledger
+from efftrain.meters.memory import memory_section
+from efftrain.meters.phases import PHASE_ENERGY, phase_times, time_section
+from efftrain.meters.utilization import cost_stages, flops_section, work_done
+from efftrain.meters.windows import BOUNDARY, Window, billed_windows, clip, seconds
+from efftrain.record.journal import Journal, Line
+from efftrain.record.quantities import Quantity, estimate, missing, scaled
+from efftrain.record.schema import RUN_SCHEMA, Energy, Loss, Run, Teacher, Validation
+
+_ENDED_WELL = frozenset({"complete", "early-stopped", "target-reached"})
+
+
+def assemble(journal: Journal) -> Run:
+    """The whole record. What the journal does not hold is missing in it; `checks` is left for the comparison."""
+    header, steps = journal.header, journal.of("step")
+    windows = billed_windows(journal.lines)
+    ledger = Ledger(header)
+    for line in journal.lines:
+        ledger.feed(line)
+    tokens = sum(step["tokens"] for step in steps)
+    energy = _energy(ledger, windows, tokens, steps)
+    work = work_done(cost_stages(journal.of("cost")), steps)
+    return Run(
+        schema=RUN_SCHEMA,
+        run_id=header["run_id"],
+        study_id=header["study_id"],
+        variant=header["variant"],
+        seed=header["seed"],
+        status=journal.status,
+        steps=len(steps),
+        tokens=tokens,
+        parameters=header["parameters"],
+        config=header["config"],
+        environment={**header["environment"], "corpus": header["corpus"]},
+        loss=_loss(journal, ledger, windows),
+        energy=energy,
+        carbon=carbon_section(energy.total, header["carbon"], tokens, work.model if work else None),
+        flops=flops_section(journal),
+        memory=memory_section(journal),
+        time=time_section(journal, windows),
+        checks=[],
+        notes=[line["text"] for line in journal.of("note")] + journal.defects,
+        teacher=_teacher(header),
+    )
+
+
+def _energy(ledger: Ledger, windows: Sequence[Window], tokens: int, steps: Sequence[Line]) -> Energy:
+    whole = ledger.total(windows)
+    no_tokens = missing("J/token", source="no token was trained", boundary=BOUNDARY)
+    return Energy(
+        components=ledger.components(windows),
+        total=whole,
+        idle=ledger.idle(windows),
+        above_idle=ledger.above_idle(windows),
+        per_token=scaled(whole, 1 / tokens, "J/token") if tokens else no_tokens,
+        phases=dict.fromkeys(phase_times(steps), PHASE_ENERGY),
+        closure=missing("1", source=PHASE_ENERGY.source, boundary="sum of the phases over the total"),
+    )
+
+
+def _loss(journal: Journal, ledger: Ledger, windows: Sequence[Window]) -> Loss:
+    evaluations = journal.of("evaluation")
+    return Loss(
+        train=[step["loss"] for step in journal.of("step")],
+        validation=[_validation(line, ledger, clip(windows, line["t"])) for line in evaluations],
+        final_validation=_final(evaluations, journal.status),
+    )
+
+
+def _validation(line: Line, ledger: Ledger, windows: Sequence[Window]) -> Validation:
+    """One evaluation, with the energy and time on the bill by then."""
+    return Validation(
+        step=line["step"],
+        tokens=line["tokens"],
+        loss=line["loss"],
+        energy_j=ledger.total(windows).value,
+        time_s=seconds(windows) if windows else None,
+    )
+
+
+def _final(evaluations: Sequence[Line], status: str) -> Quantity:
+    """The last validation loss; of a run that did not end well, the last one there is, and the source says so."""
+    unit, boundary = "nat/token", "validation split"
+    if not evaluations:
+        return missing(unit, source=f"no evaluation; the run ended as {status}", boundary=boundary)
+    last = evaluations[-1]
+    source = f"evaluation after step {last['step']}"
+    if status not in _ENDED_WELL:
+        source += f", the last one of a run that ended as {status}"
+    if last["loss"] is None:
+        return missing(unit, source=f"{source}: the loss was not finite", boundary=boundary)
+    if last["stderr"] is None:
+        return Quantity(value=last["loss"], unit=unit, method="measured", source=source, boundary=boundary)
+    return estimate(last["loss"], unit, method="measured", source=source, boundary=boundary, u_random=last["stderr"])
+
+
+def _teacher(header: Line) -> Teacher | None:
+    teacher = header["teacher"]
+    if teacher is None:
+        return None
+    return Teacher(run_id=teacher["run_id"], training_energy=Quantity(**teacher["energy"]))

@@ -1,0 +1,144 @@
+"""What a training loop tells about itself.
+
+A loop sees a `Recorder` and nothing else of efftrain's measuring side: it marks steps, phases and spans, and never
+reads a sensor. All times are monotonic nanoseconds.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Protocol
+
+from efftrain.record.journal import JournalWriter
+
+Phase = Literal["data", "forward", "backward", "optimizer"]
+"""A part of a training step. `forward` holds the loss; `backward` holds recomputation."""
+
+SpanName = Literal["warmup", "idle", "compile", "calibrate", "teacher", "evaluate", "checkpoint"]
+"""A stretch outside of training steps."""
+
+Status = Literal["complete", "early-stopped", "target-reached", "oom", "diverged", "failed", "interrupted", "killed"]
+"""How a run ended; `killed` is never written: it is what a journal without an end line means."""
+
+PhaseStarts = Sequence[tuple[Phase, int]]
+"""Each phase of one step with the time at which it began, in order; a phase ends where the next begins."""
+
+
+class Recorder(Protocol):
+    """The facts that a training loop hands out."""
+
+    def step(
+        self,
+        *,
+        step: int,
+        tokens: int,
+        t: int,
+        t_end: int,
+        phases: PhaseStarts,
+        loss: float | None,
+        learning_rate: float,
+        grad_norm: float | None,
+    ) -> None:
+        """One optimizer step, counted from 1.
+
+        Args:
+            step: number of this step.
+            tokens: tokens trained in this step.
+            t: start of the step.
+            t_end: its end.
+            phases: where each phase began; with gradient accumulation a phase stands there more than once.
+            loss: mean training loss in nat/token, or None where it was not finite.
+            learning_rate: of this step.
+            grad_norm: global L2 norm before clipping, or None where it was not taken.
+        """
+        ...
+
+    def span(self, name: SpanName) -> AbstractContextManager[None]:
+        """Bracket a stretch outside of steps."""
+        ...
+
+    def evaluation(self, *, step: int, tokens: int, loss: float, stderr: float) -> None:
+        """Validation loss in nat/token after `step` steps and `tokens` tokens, with its standard error."""
+        ...
+
+    def cost(self, **fields: Any) -> None:
+        """FLOPs and bytes of one (phase, module, op) of a step, or the predicted memory; see efftrain.counting."""
+        ...
+
+    def memory(self, **fields: Any) -> None:
+        """Measured memory peaks."""
+        ...
+
+    def note(self, text: str, **fields: Any) -> None:
+        """Whatever a reader must know."""
+        ...
+
+    def end(self, status: Status, **fields: Any) -> None:
+        """How the run ended; nothing is recorded after it."""
+        ...
+
+
+class JournalRecorder:
+    """The recorder that writes into a journal."""
+
+    def __init__(self, journal: JournalWriter) -> None:
+        self._journal = journal
+
+    def step(self, *, t: int, phases: PhaseStarts, **fields: Any) -> None:
+        """See `Recorder.step`."""
+        self._journal.write("step", t=t, phases=[list(p) for p in phases], **fields)
+
+    @contextmanager
+    def span(self, name: SpanName) -> Iterator[None]:
+        """See `Recorder.span`; a span that ends in an exception is written too."""
+        start = self._journal.clock()
+        try:
+            yield
+        finally:
+            self._journal.write("span", t=start, t_end=self._journal.clock(), name=name)
+
+    def evaluation(self, **fields: Any) -> None:
+        """See `Recorder.evaluation`."""
+        self._journal.write("evaluation", **fields)
+
+    def cost(self, **fields: Any) -> None:
+        """See `Recorder.cost`."""
+        self._journal.write("cost", **fields)
+
+    def memory(self, **fields: Any) -> None:
+        """See `Recorder.memory`."""
+        self._journal.write("memory", **fields)
+
+    def note(self, text: str, **fields: Any) -> None:
+        """See `Recorder.note`."""
+        self._journal.write("note", text=text, **fields)
+
+    def end(self, status: Status, **fields: Any) -> None:
+        """See `Recorder.end`."""
+        self._journal.write("end", status=status, **fields)
+        self._journal.flush()
+
+
+class NullRecorder:
+    """The recorder that keeps nothing: for tests, and for measuring what recording costs."""
+
+    def step(self, **fields: Any) -> None:
+        """See `Recorder.step`."""
+
+    def span(self, name: SpanName) -> AbstractContextManager[None]:
+        """See `Recorder.span`."""
+        return nullcontext()
+
+    def evaluation(self, **fields: Any) -> None:
+        """See `Recorder.evaluation`."""
+
+    def cost(self, **fields: Any) -> None:
+        """See `Recorder.cost`."""
+
+    def memory(self, **fields: Any) -> None:
+        """See `Recorder.memory`."""
+
+    def note(self, text: str, **fields: Any) -> None:
+        """See `Recorder.note`."""
+
+    def end(self, status: Status, **fields: Any) -> None:
+        """See `Recorder.end`."""

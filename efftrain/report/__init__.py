@@ -1,0 +1,1 @@
+"""Records in; a table, a page and files for other tools out."""

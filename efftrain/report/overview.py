@@ -1,0 +1,285 @@
+"""What a report says about a study, before it is laid out.
+
+Terminal, Markdown and HTML say the same things in the same order; this file decides what those are. Means are over the
+runs that ended as planned; a run that did not is named, with how far it came.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from efftrain.comparison.checks import TOKENS_PER_PARAMETER
+from efftrain.comparison.statistics import MIN_PAIRS, mean_of
+from efftrain.comparison.verdicts import COUNTED, METRICS, counted
+from efftrain.record.quantities import Quantity, missing
+from efftrain.record.schema import Check, Ratio, Run, Study, VariantSummary, Verdict
+from efftrain.report.figures import FIGURES
+from efftrain.report.format import change, figure, number
+
+VERDICTS: tuple[Verdict, ...] = ("better", "worse", "equivalent", "inconclusive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantView:
+    """A variant that ran: its summary, its runs, and the means of its finished runs by the names of `FIGURES`."""
+
+    summary: VariantSummary
+    runs: list[Run]
+    finished: int
+    means: dict[str, Quantity]
+
+    @property
+    def name(self) -> str:
+        """The variant's name."""
+        return self.summary.name
+
+    @property
+    def runs_ok(self) -> str:
+        """Finished and all runs: `2/2`."""
+        return f"{self.finished}/{len(self.runs)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flag:
+    """A check's outcome over the study or over the runs that share it."""
+
+    name: str
+    status: str
+    where: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """Everything that a report says, in order."""
+
+    study: Study
+    subtitle: str
+    flags: list[Flag]
+    variants: list[VariantView]
+    findings: list[str]
+    legend: list[str]
+    not_run: list[tuple[str, str]]
+    unfinished: list[str]
+    notes: list[str]
+    provenance: list[tuple[str, str]]
+    regions: list[tuple[str, str, str]]
+
+    def flagged(self, *statuses: str) -> list[Flag]:
+        """Flags of the statuses given, in that order."""
+        return [flag for status in statuses for flag in self.flags if flag.status == status]
+
+
+def overview(study: Study, runs: Sequence[Run]) -> Overview:
+    """What there is to say about `study` and its `runs`."""
+    variants = [_variant(s, runs) for s in study.variants if not s.skipped]
+    return Overview(
+        study=study,
+        subtitle=_subtitle(variants, runs),
+        flags=[*_study_flags(study.checks), *_run_flags(runs)],
+        variants=variants,
+        findings=_findings(variants),
+        legend=_legend(study, variants, runs),
+        not_run=[(s.name, s.reason or "no reason was recorded") for s in study.variants if s.skipped],
+        unfinished=[_unfinished(r) for r in runs if r.status not in COUNTED],
+        notes=[f"{r.run_id}: {note}" for r in runs for note in r.notes],
+        provenance=_provenance(study, runs),
+        regions=_regions(study, variants),
+    )
+
+
+def devices_of(run: Run) -> str:
+    """The names of the devices that a run used."""
+    devices = run.environment.get("devices")
+    listed = devices if isinstance(devices, list) else []
+    return ", ".join(str(d.get("name", "unnamed")) for d in listed if isinstance(d, dict)) or "an unnamed device"
+
+
+def _variant(summary: VariantSummary, runs: Sequence[Run]) -> VariantView:
+    own = sorted((r for r in runs if r.variant == summary.name), key=lambda r: r.seed)
+    done = counted(own, summary.name)
+    none = missing("1", source="no run of this variant ended as planned")
+    means = {name: mean_of([f.take(r) for r in done]) if done else none for name, f in FIGURES.items()}
+    return VariantView(summary=summary, runs=own, finished=len(done), means=means)
+
+
+def _subtitle(variants: Sequence[VariantView], runs: Sequence[Run]) -> str:
+    if not runs:
+        return "no run was recorded"
+    seeds = len({r.seed for r in runs})
+    what = f"{_count(len(variants), 'variant')} × {_count(seeds, 'seed')} on {devices_of(runs[0])}"
+    return f"{what}; {sum(v.finished for v in variants)} of {_count(len(runs), 'run')} ended as planned"
+
+
+def _study_flags(checks: Iterable[Check]) -> list[Flag]:
+    return [Flag(name=_words(c.name), status=c.status, where="study", detail=c.detail) for c in checks]
+
+
+def _run_flags(runs: Sequence[Run]) -> list[Flag]:
+    """One flag for each check and status: what the first run says, and how many others say the like.
+
+    That a run did not end as planned is left out: `unfinished` says it of each.
+    """
+    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for run in runs:
+        for check in run.checks:
+            if (check.name, check.status) != ("run_complete", "failed"):
+                groups.setdefault((check.name, check.status), []).append((run.run_id, check.detail))
+    flags = []
+    for (name, status), said in groups.items():
+        first, detail = said[0]
+        alike = all(other == detail for _, other in said)
+        where = _count(len(said), "run") if alike and len(said) > 1 else first
+        more = "" if alike else f" (and {_count(len(said) - 1, 'run')} like it)"
+        flags.append(Flag(name=_words(name), status=status, where=where, detail=detail + more))
+    return flags
+
+
+def _findings(variants: Sequence[VariantView]) -> list[str]:
+    """One sentence a variant; where no variant has pairs enough for a verdict, one sentence for all."""
+    ratios = {v.name: v.summary.ratios for v in variants if v.summary.ratios}
+    most = max((r.pairs for named in ratios.values() for r in named.values()), default=0)
+    if not ratios:
+        return ["Nothing to compare: no variant stands beside the baseline."]
+    if not most:
+        return ["No verdicts: no seed has both a finished run of a variant and a finished baseline."]
+    if most < MIN_PAIRS:
+        pairs = _count(most, "pair")
+        return [f"No verdicts yet: {pairs} of seeds; at least {MIN_PAIRS} are needed (--seeds {MIN_PAIRS} or more)."]
+    return [f"{name}: {_finding(named)}." for name, named in ratios.items()]
+
+
+def _finding(ratios: dict[str, Ratio]) -> str:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for metric, ratio in ratios.items():
+        detail = ratio.detail if ratio.verdict == "inconclusive" else ""
+        groups.setdefault((ratio.verdict, detail), []).append(_judged(metric, ratio))
+    ordered = sorted(groups.items(), key=lambda group: VERDICTS.index(group[0][0]))
+    return "; ".join(
+        f"{verdict} in {', '.join(said)}{f' ({detail})' if detail else ''}" for (verdict, detail), said in ordered
+    )
+
+
+def _judged(metric: str, ratio: Ratio) -> str:
+    """A metric with its change, if it has one, and a word of caution if that is of no consequence."""
+    known = METRICS[metric]
+    if ratio.ratio is None or ratio.verdict not in ("better", "worse"):
+        return known.label
+    slight = f", less than {100 * known.margin:g} % matters little" if abs(ratio.ratio - 1) < known.margin else ""
+    return f"{known.label} ({change(ratio)}{slight})"
+
+
+def _legend(study: Study, variants: Sequence[VariantView], runs: Sequence[Run]) -> list[str]:
+    done = [r for r in runs if r.status in COUNTED]
+    if not done:
+        return []
+    lines = [
+        "Figures are means over seeds; [ ] is a 95 % interval of what was read.",
+        *_ratio_legend(study, variants),
+        *_energy_legend(done),
+    ]
+    if any(v.summary.on_pareto_front for v in variants) and len(variants) > 1:
+        lines.append("* no other variant has both less energy per token and a lower final loss.")
+    grid, pue = done[0].carbon.intensity, done[0].carbon.pue
+    lines.append(
+        f"CO₂e: {done[0].carbon.location}, {figure(grid)} ({grid.method}: {grid.source}), "
+        f"PUE {figure(pue)} ({pue.method}: {pue.source})."
+    )
+    return [*lines, *_tokens_statement(variants)]
+
+
+def _ratio_legend(study: Study, variants: Sequence[VariantView]) -> list[str]:
+    pairs = {r.pairs for v in variants for r in v.summary.ratios.values() if r.pairs}
+    if not pairs:
+        return []
+    count = f"{min(pairs)} to {max(pairs)} pairs" if len(pairs) > 1 else _count(max(pairs), "pair")
+    return [
+        f"× is the ratio to {study.baseline} with the same seed: geometric mean of {count}, its interval is "
+        "Student's t on logarithms.",
+        f"Energy to target: until the final validation loss of {study.baseline} is reached; ≥ where it never was.",
+    ]
+
+
+def _energy_legend(done: Sequence[Run]) -> list[str]:
+    """What the joules are made of, and what they lack."""
+    sources: dict[str, None] = {}  # a set that keeps its order
+    for name, q in (item for r in done for item in r.energy.components.items()):
+        if q.value is not None:
+            sources[f"Energy of {_words(name)}: {q.method}, {q.source}."] = None
+    absent = _absent(done)
+    return [*sources, *([f"≥ is a lower bound; not read here: {', '.join(absent)}."] if absent else [])]
+
+
+def _absent(runs: Sequence[Run]) -> list[str]:
+    names = {name for r in runs for name, q in r.energy.components.items() if q.value is None}
+    embodied = ["embodied carbon"] if any(r.carbon.embodied.value is None for r in runs) else []
+    return [*sorted(_words(name) for name in names), *embodied]
+
+
+def _tokens_statement(variants: Sequence[VariantView]) -> list[str]:
+    shares = [r.tokens / r.parameters for v in variants for r in v.runs if r.status in COUNTED and r.parameters]
+    if not shares:
+        return []
+    least, most = number(min(shares), 2), number(max(shares), 2)
+    verdict = (
+        "that is too few here: read the losses as a check that training works, not as quality"
+        if min(shares) < TOKENS_PER_PARAMETER
+        else "that is met"
+    )
+    return [
+        f"Trained on {least if least == most else f'{least} to {most}'} tokens per parameter; about "
+        f"{TOKENS_PER_PARAMETER:.0f} are needed before the final loss says something about quality "
+        f"(Hoffmann et al. 2022); {verdict}."
+    ]
+
+
+def _unfinished(run: Run) -> str:
+    return f"{run.run_id}: {run.status} after {run.steps:,} steps and {run.tokens:,} tokens"
+
+
+def _provenance(study: Study, runs: Sequence[Run]) -> list[tuple[str, str]]:
+    facts = [("command", study.command), ("study", study.study_id), ("created", study.created)]
+    if not runs:
+        return facts
+    run = runs[0]
+    facts += [("device", devices_of(run)), *_flat(run.environment), *_flat(study.settings, "setting")]
+    facts += [
+        ("peak rate", f"{figure(run.flops.peak_rate)}; {run.flops.peak_rate.source}"),
+        ("FLOPs convention", run.flops.convention),
+        ("energy counts", run.energy.total.boundary or "not said"),
+        ("carbon location", run.carbon.location),
+        ("carbon intensity", f"{figure(run.carbon.intensity, tag=True)}; {run.carbon.intensity.source}"),
+        ("PUE", f"{figure(run.carbon.pue, tag=True)}; {run.carbon.pue.source}"),
+    ]
+    return facts
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, text) pairs, in their order."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix} {_words(key)}".strip()
+        if isinstance(value, dict):
+            pairs += _flat(value, name)
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            for place, item in enumerate(value):
+                pairs += _flat(item if isinstance(item, dict) else {"": item}, f"{name} {place}")
+        else:
+            pairs.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return pairs
+
+
+def _regions(study: Study, variants: Sequence[VariantView]) -> list[tuple[str, str, str]]:
+    """(grid, its intensity, CO2e of the baseline's first finished run there); empty where the run names none."""
+    named = sorted(variants, key=lambda v: v.name != study.baseline)
+    first = next((r for v in named for r in v.runs if r.status in COUNTED), None)
+    rows = first.carbon.regions if first else []
+    return [(row.location, figure(row.intensity), figure(row.total)) for row in rows]
+
+
+def _words(name: str) -> str:
+    return str(name).replace("_", " ")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

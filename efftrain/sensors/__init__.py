@@ -1,0 +1,1 @@
+"""What can be read on this machine: raw counters and powers, one file a source."""

@@ -1,0 +1,40 @@
+"""The CPU seconds of this process: the stand-in where a processor tells nobody its energy.
+
+The kernel counts them exactly; what is uncertain is how many watts a busy thread draws, and that figure is handed in
+by whoever knows the processor.
+"""
+
+import time
+
+from efftrain.record.quantities import Method
+from efftrain.sensors.protocol import SensorInfo, Watts
+
+NAME = "cpu-time"
+PERIOD_S = 0.2
+BOUNDARY = (
+    "busy threads of this process; not its child processes, not the processor's idle power, not other processes, "
+    "not memory"
+)
+
+
+class CpuTimeSensor:
+    """User and system time of all threads of this process, in s (Linux: CLOCK_PROCESS_CPUTIME_ID).
+
+    Args:
+        watts: W of one busy thread: value, low, high.
+        method: how `watts` was obtained.
+        source: where `watts` comes from.
+    """
+
+    def __init__(self, watts: Watts, method: Method, source: str) -> None:
+        self.info = SensorInfo(
+            name=NAME, component="cpu", device="host", kind="cpu_time", unit="s", watts_per_unit=watts,
+            period_s=PERIOD_S, method=method, source=f"CPU seconds of the process × {source}", boundary=BOUNDARY,
+        )  # fmt: skip
+
+    def read(self) -> float:
+        """CPU seconds since the process began."""
+        return time.process_time_ns() / 1e9
+
+    def close(self) -> None:
+        """Nothing is held."""

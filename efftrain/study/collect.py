@@ -1,0 +1,116 @@
+"""From a study's journals to its records: `run.json` of each run and `study.json`, made anew from what is there.
+
+The same function serves a study that has just ended, one that is still running, and one that was killed last year.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from efftrain.comparison.checks import run_checks, study_checks
+from efftrain.comparison.verdicts import compare
+from efftrain.meters.assemble import assemble
+from efftrain.record.journal import Journal, JournalError, read_journal
+from efftrain.record.schema import Check, RecordError, Run, Study, dumps, load
+from efftrain.study.folder import StudyFolder, write_text
+from efftrain.study.variants import BASELINE, VARIANTS
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A study's records, and one row a training step for export."""
+
+    study: Study
+    runs: list[Run]
+    steps: list[dict[str, Any]]
+
+
+def collect(folder: StudyFolder, *, settings: dict[str, Any] | None = None) -> Collected:
+    """Assemble all records of a study's folder and write them there.
+
+    Args:
+        folder: must hold a study.
+        settings: facts about the study itself, to be kept in its record; `not_made` (run id -> why) is one.
+
+    Raises:
+        RecordError: there is no study here.
+    """
+    journals, damaged = _journals(folder)
+    if not journals and not folder.study.exists():
+        raise RecordError(f"{folder.root}: holds no study (no study.json, and no journal under runs/)")
+    runs = [_record(journal) for journal in journals.values()]
+    for run in runs:
+        write_text(folder.record(run.run_id), dumps(run))
+    study = _study(folder, runs, damaged, settings or {})
+    write_text(folder.study, dumps(study))
+    steps = [row for journal in journals.values() for row in _step_rows(journal)]
+    return Collected(study, runs, steps)
+
+
+def _record(journal: Journal) -> Run:
+    run = assemble(journal)
+    return run.model_copy(update={"checks": run_checks(run)})
+
+
+def _journals(folder: StudyFolder) -> tuple[dict[str, Journal], list[Check]]:
+    journals: dict[str, Journal] = {}
+    damaged: list[Check] = []
+    for run_id in folder.run_ids():
+        try:
+            journals[run_id] = read_journal(folder.journal(run_id))
+        except JournalError as error:
+            damaged.append(Check(name="journal", status="failed", detail=f"{run_id}: {error}"))
+    return journals, damaged
+
+
+def _study(folder: StudyFolder, runs: list[Run], damaged: list[Check], added: dict[str, Any]) -> Study:
+    opening = load(folder.study, Study) if folder.study.exists() else _unknown(folder, runs)
+    settings = {**opening.settings, **added}
+    plan, not_made = settings.get("plan", {}), settings.get("not_made", {})
+    made = {run.variant for run in runs}
+    reasons = {**plan.get("skipped", {}), **{run_id.rsplit("-s", 1)[0]: why for run_id, why in not_made.items()}}
+    names = plan.get("variants") or sorted(made, key=lambda name: name != BASELINE)
+    summaries = compare(
+        runs,
+        variants={
+            name: (VARIANTS[name].summary if name in VARIANTS else "", name not in made, reasons.get(name))
+            for name in names
+        },
+        baseline=opening.baseline,
+    )
+    return opening.model_copy(
+        update={
+            "runs": [run.run_id for run in runs],
+            "variants": summaries,
+            "checks": [*damaged, *study_checks(runs, summaries)],
+            "settings": settings,
+        }
+    )
+
+
+def _unknown(folder: StudyFolder, runs: list[Run]) -> Study:
+    """A study whose own record is gone: what its runs say of it."""
+    return Study(
+        study_id=runs[0].study_id if runs else folder.root.name, created="unknown", command="unknown",
+        baseline=BASELINE, runs=[], variants=[], checks=[],
+    )  # fmt: skip
+
+
+def _step_rows(journal: Journal) -> list[dict[str, Any]]:
+    """One flat row a step: seconds by phase, loss, learning rate."""
+    header = journal.header
+    rows: list[dict[str, Any]] = []
+    for line in journal.of("step"):
+        bounds = [*line["phases"], [None, line["t_end"]]]
+        seconds: dict[str, float] = {}
+        for (phase, start), (_, end) in itertools.pairwise(bounds):
+            seconds[f"{phase}_s"] = seconds.get(f"{phase}_s", 0.0) + (end - start) / 1e9
+        rows.append(
+            {
+                "run_id": header["run_id"], "variant": header["variant"], "seed": header["seed"], "step": line["step"],
+                "tokens": line["tokens"], "loss": line["loss"], "t_ns": line["t"],
+                "step_s": (line["t_end"] - line["t"]) / 1e9, **seconds, "learning_rate": line["learning_rate"],
+                "grad_norm": line["grad_norm"],
+            }
+        )  # fmt: skip
+    return rows

@@ -1,0 +1,82 @@
+"""What a step will cost, written into the journal before the first one: FLOPs, bytes and memory on fake tensors.
+
+Costs depend on the variant and not on the seed, so a study counts them in the first run of each variant, and the
+others copy the lines.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efftrain.compression.distillation import distillation_objective
+from efftrain.counting.flops import count_step, fake_mode
+from efftrain.counting.memory import MeasuredMemory, measure_cpu_memory, measure_cuda_memory, predict_memory
+from efftrain.record.journal import JournalError, read_journal
+from efftrain.record.recorder import Recorder
+from efftrain.training.config import RunConfig
+from efftrain.training.loop import Batches
+from efftrain.training.session import Mark, Session, build_session, next_token_objective, train_step
+from efftrain.workload.transformer import Transformer
+
+_ENVELOPE = ("kind", "t")
+
+
+def record_costs(config: RunConfig, recorder: Recorder, counted: Path | None) -> None:
+    """Write the cost lines of every stage of a run; copied from `counted`, a journal of the same variant, if it can be.
+
+    A run that prunes has two stages; the second holds from the step after the pruning.
+    """
+    if counted and _copy(counted, recorder):
+        return
+    _count_stage(config, recorder, from_step=1)
+    if config.pruned_model:
+        later = dataclasses.replace(config, model=config.pruned_model, prune=None)
+        _count_stage(later, recorder, from_step=config.prune_step + 1)
+
+
+def measure_memory(session: Session, teacher: Transformer | None, batches: Batches) -> MeasuredMemory:
+    """The memory of two real steps, which change the session; see `efftrain.training.session.preserved`."""
+    tokens = batches.train(1)
+    held = [session.model, *([teacher] if teacher else []), session.optimizer, tokens]
+
+    def run_step(mark: Mark) -> None:
+        train_step(session, lambda: tokens, mark)
+
+    if session.device.type == "cuda":
+        return measure_cuda_memory(run_step)
+    return measure_cpu_memory(run_step, held)
+
+
+def _count_stage(config: RunConfig, recorder: Recorder, *, from_step: int) -> None:
+    with fake_mode():
+        teacher, objective = None, next_token_objective
+        if config.distill:
+            with torch.device(config.device):
+                teacher = Transformer(config.distill.teacher)
+            objective = distillation_objective(teacher, config.distill)
+        eager = dataclasses.replace(config, compile=False)
+        session = build_session(eager, objective=objective)
+        session.scaler = None  # it asks the device for its scale, which fake tensors do not have
+        rows = config.batch_size * config.grad_accumulation
+        tokens = torch.zeros(rows, config.model.seq_len + 1, dtype=torch.int64, device=config.device)
+
+        def run_step(mark: Mark) -> None:
+            train_step(session, lambda: tokens, mark)
+
+        count_step(run_step, session.model, teacher=teacher).record(recorder, from_step)
+        held = [session.model, *([teacher] if teacher else []), session.optimizer, tokens]
+        predict_memory(run_step, held).record(recorder, from_step)
+
+
+def _copy(counted: Path, recorder: Recorder) -> bool:
+    """Copy the cost lines of another run of the variant; False where it has none."""
+    try:
+        lines = read_journal(counted).of("cost")
+    except JournalError:
+        return False
+    for line in lines:
+        fields: dict[str, Any] = {key: value for key, value in line.items() if key not in _ENVELOPE}
+        recorder.cost(**fields)
+    return bool(lines)

@@ -1,0 +1,124 @@
+"""Where a study keeps what: one folder, readable by anybody, complete at every moment.
+
+`study.json` is written before the first run and again after each, so that a study that is cut off anywhere can be
+reported and resumed.
+"""
+
+import dataclasses
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from efftrain.record.schema import RecordError, Study, dumps, load
+from efftrain.study.plan import Plan, PlanError
+
+STUDY_FILES = ("study.json", "report.html", "report.md", "runs.csv", "steps.parquet")
+STUDY_FOLDERS = ("runs",)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyFolder:
+    """Paths inside a study's folder."""
+
+    root: Path
+
+    @property
+    def study(self) -> Path:
+        """The study's record."""
+        return self.root / "study.json"
+
+    def run(self, run_id: str) -> Path:
+        """Folder of one run."""
+        return self.root / "runs" / run_id
+
+    def journal(self, run_id: str) -> Path:
+        """Journal of one run."""
+        return self.run(run_id) / "journal.jsonl"
+
+    def record(self, run_id: str) -> Path:
+        """Record of one run."""
+        return self.run(run_id) / "run.json"
+
+    def log(self, run_id: str) -> Path:
+        """What the run's process printed."""
+        return self.run(run_id) / "log.txt"
+
+    def weights(self, run_id: str) -> Path:
+        """What a teacher leaves for its student."""
+        return self.run(run_id) / "weights.pt"
+
+    def run_ids(self) -> list[str]:
+        """Runs that left a journal, in alphabetical order."""
+        return sorted(path.parent.name for path in (self.root / "runs").glob("*/journal.jsonl"))
+
+    def holds_study(self) -> bool:
+        """Whether there is a study here, whole or cut off."""
+        return self.study.exists() or bool(self.run_ids())
+
+
+def claim(root: Path, *, force: bool) -> StudyFolder:
+    """A folder for a new study; an old study there goes only with `force`.
+
+    Raises:
+        PlanError: a study is there, or a folder with other things in it, or it cannot be written; nothing is touched.
+    """
+    folder = StudyFolder(root)
+    try:
+        if folder.holds_study():
+            if not force:
+                raise PlanError(f"--out {root}: holds a study; --resume goes on with it, --force overwrites it")
+            _remove_study(root)
+        elif root.exists() and any(root.iterdir()):
+            raise PlanError(f"--out {root}: is not empty and holds no study; name another folder")
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"--out {root}: {error.strerror}") from None
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_opening(folder: StudyFolder, plan: Plan, settings: dict[str, Any]) -> None:
+    """The study's record before its first run: what is planned and with which settings."""
+    study = Study(
+        study_id=plan.study_id, created=plan.created, command=plan.command, baseline=plan.baseline, runs=[],
+        variants=[], checks=[], settings={"plan": plan_as_dict(plan), **settings},
+    )  # fmt: skip
+    write_text(folder.study, dumps(study))
+
+
+def stored_plan(folder: StudyFolder) -> tuple[Plan, dict[str, Any]]:
+    """The plan of a study that is there, and its other settings.
+
+    Raises:
+        PlanError: there is none, or it is damaged.
+    """
+    try:
+        study = load(folder.study, Study)
+        plan = TypeAdapter(Plan).validate_python(study.settings["plan"])
+    except (RecordError, KeyError, ValueError) as error:
+        raise PlanError(
+            f"--resume: {folder.root} holds no study that can be resumed: {error}".splitlines()[0]
+        ) from None
+    return plan, {key: value for key, value in study.settings.items() if key != "plan"}
+
+
+def plan_as_dict(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data."""
+    return dataclasses.asdict(plan)
+
+
+def _remove_study(root: Path) -> None:
+    for name in STUDY_FILES:
+        (root / name).unlink(missing_ok=True)
+    for name in STUDY_FOLDERS:
+        shutil.rmtree(root / name, ignore_errors=True)

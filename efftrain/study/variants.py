@@ -1,0 +1,89 @@
+"""The variants: named changes of a configuration, as data in one table.
+
+A variant sets fields of `RunConfig` or scales whole numbers of the model. What the
+change does is code in training/ and compression/.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from efftrain.training.config import DistillConfig, PruneConfig, RunConfig
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A named change.
+
+    Attributes:
+        summary: what it changes, for tables.
+        sets: `RunConfig` field -> value.
+        scales: `ModelConfig` field -> factor, rounded up to a whole number.
+        distill: how it learns from the baseline of the same seed, or None.
+        cuda_only: why it cannot run on a CPU, or empty.
+    """
+
+    summary: str
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+    distill: "Distill | None" = None
+    cuda_only: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distill:
+    """Temperature and weight of the teacher's term; see `DistillConfig`."""
+
+    temperature: float = 2.0
+    weight: float = 0.5
+
+
+VARIANTS: dict[str, Variant] = {
+    BASELINE: Variant(summary="fp32, nothing changed"),
+    "bf16": Variant(summary="bf16 autocast over fp32 weights", sets={"precision": "bf16"}),
+    "recompute": Variant(
+        summary="every block's activations are computed again in the backward pass", sets={"recompute": "full"}
+    ),
+    "pruned": Variant(
+        summary="dense for a third of the tokens, then half of the heads and MLP channels are removed",
+        sets={"prune": PruneConfig()},
+    ),
+    "distilled": Variant(
+        summary="half of the layers, taught by the same seed's baseline",
+        scales={"num_layers": 0.5},
+        distill=Distill(),
+    ),
+    "fp16": Variant(summary="fp16 autocast with loss scaling over fp32 weights", sets={"precision": "fp16"}),
+    "tf32": Variant(
+        summary="fp32 with TF32 matrix products",
+        sets={"precision": "tf32"},
+        cuda_only="TF32 is a format of NVIDIA's matrix units; a CPU has none",
+    ),
+    "compile": Variant(summary="the model compiled by torch.compile", sets={"compile": True}),
+}
+
+QUICK_VARIANTS = (BASELINE, "bf16", "recompute", "pruned", "distilled")
+
+
+def apply_variant(base: RunConfig, variant: Variant) -> RunConfig:
+    """The configuration of `variant` over `base`.
+
+    Raises:
+        ConfigError: the two do not go together: too few steps to prune in, say.
+    """
+    model = dataclasses.replace(
+        base.model, **{name: math.ceil(getattr(base.model, name) * factor) for name, factor in variant.scales.items()}
+    )
+    distill = variant.distill and DistillConfig(
+        teacher=base.model, temperature=variant.distill.temperature, weight=variant.distill.weight
+    )
+    return dataclasses.replace(base, model=model, distill=distill, **variant.sets)
+
+
+def unavailable(variant: Variant, device: str) -> str | None:
+    """Why `variant` cannot run on `device`; None where it can."""
+    return variant.cuda_only or None if device == "cpu" else None

@@ -1,0 +1,52 @@
+"""Commands run as a user runs them, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-c", "from efftrain.cli import main; main()"]
+
+Efftrain = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def efftrain() -> Efftrain:
+    """Run the command to its end."""
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+            env={**os.environ, **environment}, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def start() -> Callable[..., "subprocess.Popen[str]"]:
+    """Start the command and go on; in a session of its own, as a terminal would have it."""
+
+    def popen(*arguments: object) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    return popen
+
+
+@pytest.fixture(scope="session")
+def small_study(efftrain: Efftrain, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole study of six variants, one of which cannot run on a CPU: one seed, eight steps."""
+    out = tmp_path_factory.mktemp("study") / "small"
+    done = efftrain(
+        "bench", "--variants", "baseline,bf16,recompute,pruned,distilled,tf32", "--seeds", 1, "--steps", 8,
+        "--data", text_folder, "--device", "cpu", "--country", "FRA", "--pue", 1.2, "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (out / "stdout.txt").write_text(done.stdout)
+    return out

@@ -1,0 +1,32 @@
+import pytest
+
+from efftrain.study.plan import Request, make_plan
+from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
+from efftrain.training.config import RunConfig
+from efftrain.workload.presets import PRESETS
+
+BASE = RunConfig(model=PRESETS["nano"], steps=30, batch_size=4)
+
+
+def test_the_baseline_changes_nothing():
+    assert apply_variant(BASE, VARIANTS[BASELINE]) == BASE
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != BASELINE])
+def test_every_other_variant_changes_something_and_says_what(name: str):
+    assert apply_variant(BASE, VARIANTS[name]) != BASE
+    assert VARIANTS[name].summary
+
+
+def test_the_student_is_smaller_than_its_teacher():
+    student = apply_variant(BASE, VARIANTS["distilled"])
+    assert student.model.num_layers == 2
+    assert student.distill is not None
+    assert student.distill.teacher == BASE.model
+
+
+def test_availability_depends_on_the_device():
+    assert unavailable(VARIANTS["tf32"], "cpu")
+    assert unavailable(VARIANTS["tf32"], "cuda:0") is None
+    assert all(unavailable(VARIANTS[name], "cpu") is None for name in QUICK_VARIANTS)
+    assert [v for v in QUICK_VARIANTS if v not in make_plan(Request()).variants] == []
