@@ -15,7 +15,7 @@ Method = Literal["measured", "modelled", "assumed", "missing"]
 COVERAGE_FACTOR = 1.96
 """Half-width of a 95 % interval in standard uncertainties of a normal distribution (GUM, JCGM 100:2008, annex G)."""
 
-_STRENGTH: dict[Method, int] = {"measured": 3, "modelled": 2, "assumed": 1, "missing": 0}
+_WEAKEST_FIRST: tuple[Method, ...] = ("assumed", "modelled", "measured")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +115,7 @@ def estimate(
 
 def weakest(methods: Sequence[Method]) -> Method:
     """The least certain of the methods given: assumed before modelled before measured; missing only if all are."""
-    present: list[Method] = [m for m in methods if m != "missing"]
-    return min(present, key=lambda m: _STRENGTH[m], default="missing")
+    return next((method for method in _WEAKEST_FIRST if method in methods), "missing")
 
 
 def total(parts: Sequence[Quantity], *, boundary: str, source: str = "") -> Quantity:

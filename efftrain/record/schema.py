@@ -155,7 +155,7 @@ class Teacher(_Model):
 class Run(_Model):
     """One training of one variant with one seed."""
 
-    schema_: Literal["efftrain.run/1"] = Field(RUN_SCHEMA, alias="schema")
+    schema_: Literal["efftrain.run/1"] = Field(default=RUN_SCHEMA, alias="schema")
     run_id: str
     study_id: str
     variant: str
@@ -205,7 +205,7 @@ class VariantSummary(_Model):
 class Study(_Model):
     """Variants × seeds on the same tokens, interleaved."""
 
-    schema_: Literal["efftrain.study/1"] = Field(STUDY_SCHEMA, alias="schema")
+    schema_: Literal["efftrain.study/1"] = Field(default=STUDY_SCHEMA, alias="schema")
     study_id: str
     created: str
     command: str

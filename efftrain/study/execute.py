@@ -22,7 +22,7 @@ from efftrain.study.collect import collect
 from efftrain.study.folder import StudyFolder, write_opening
 from efftrain.study.peaks import peak_rates
 from efftrain.study.plan import Plan, RunPlan
-from efftrain.training.config import Precision
+from efftrain.training.config import Precision, RunConfig
 
 POLL_INTERVAL_S: Final = 0.25
 STOP_PATIENCE_S: Final = 20.0
@@ -180,7 +180,7 @@ def _teacher(run: RunPlan, folder: StudyFolder) -> dict[str, Any] | None:
 
 def _peaks(plan: Plan, observer: Observer) -> dict[Precision, dict[str, Any]]:
     """The peak rate for each precision of the plan."""
-    configs = {run.config.precision: run.config for run in plan.runs}
+    configs: dict[Precision, RunConfig] = {run.config.precision: run.config for run in plan.runs}
     if not configs:
         return {}
     any_config = next(iter(configs.values()))

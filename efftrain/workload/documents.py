@@ -13,8 +13,9 @@ import platform
 import re
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 _KINDS: Final = "a .txt, a .jsonl with a `text` field, or a folder of those"
 _HEAD_BYTES: Final = 65_536
@@ -40,7 +41,7 @@ def source_files(source: Path | None) -> list[Path]:
     """
     if source is None:
         return _library_files()
-    try:
+    with _reading(source):
         if source.is_dir():
             found = sorted(p for p in source.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
             if not found:
@@ -48,8 +49,6 @@ def source_files(source: Path | None) -> list[Path]:
             return found
         if not source.exists():
             raise DataError(f"{source}: no such file or folder; expected {_KINDS}")
-    except OSError as error:
-        raise _unreadable(source, error) from None
     if source.suffix not in (".txt", ".jsonl"):
         raise DataError(f"{source}: expected {_KINDS}")
     return [source]
@@ -63,7 +62,8 @@ def check_source(source: Path) -> None:
     """
     files = source_files(source)
     for file in files:
-        head = _read(file, lambda path: path.open("rb").read(_HEAD_BYTES))
+        with _reading(file), file.open("rb") as opened:
+            head = opened.read(_HEAD_BYTES)
         _check_text(file, head)
         if file.suffix == ".jsonl":
             _check_first_line(file, head)
@@ -95,9 +95,9 @@ def content_hash(files: list[Path]) -> str:
     """
     digest = hashlib.sha256()
     for file in files:
-        with _read(file, lambda path: path.open("rb")) as data:
-            digest.update(f"{file.suffix} {os.fstat(data.fileno()).st_size}\n".encode())
-            while chunk := _read(file, lambda _, data=data: data.read(_CHUNK_BYTES)):
+        with _reading(file), file.open("rb") as opened:
+            digest.update(f"{file.suffix} {os.fstat(opened.fileno()).st_size}\n".encode())
+            while chunk := opened.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
 
@@ -108,27 +108,27 @@ def _library_files() -> list[Path]:
     for folder, subfolders, names in os.walk(root):
         # site-packages stands inside the library and may be far larger than it: never walk into it.
         subfolders[:] = [name for name in subfolders if name not in _NOT_LIBRARY and not name.startswith("config-")]
-        found += [Path(folder, name) for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata")]
+        sources = (name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata"))
+        found += [Path(folder, name) for name in sources]
     if not found:
         raise DataError(f"{root}: this Python has no standard library in source; give --data {_KINDS}")
     return sorted(found)
 
 
 def _sources(path: Path) -> Iterator[str]:
-    try:
-        yield _read(path, Path.read_bytes).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return
+    with _reading(path), suppress(UnicodeDecodeError):
+        yield path.read_bytes().decode("utf-8-sig")
 
 
 def _plain(path: Path) -> Iterator[str]:
-    data = _read(path, Path.read_bytes)
+    with _reading(path):
+        data = path.read_bytes()
     _check_text(path, data, whole=True)
     yield from _SEPARATOR.split(data.decode("utf-8-sig"))
 
 
 def _json_lines(path: Path) -> Iterator[str]:
-    with _read(path, lambda p: p.open("rb")) as lines:
+    with _reading(path), path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             _check_text(path, line, whole=True)
             if line.strip():
@@ -169,12 +169,10 @@ def _check_text(path: Path, data: bytes, *, whole: bool = False) -> None:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from None
 
 
-def _read(path: Path, how: Callable[[Path], Any]) -> Any:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever the operating system refuses becomes a DataError that names the path."""
     try:
-        return how(path)
+        yield
     except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read: {error.strerror or error}")
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

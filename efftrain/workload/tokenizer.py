@@ -8,6 +8,7 @@ faster than document by document. The same texts in the same order give the same
 import re
 from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -60,11 +61,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
     return tokenizer
 
 
-def load_tokenizer(path: str) -> "Tokenizer":
-    """Read a tokenizer that `Tokenizer.save` wrote."""
+def load_tokenizer(path: Path) -> "Tokenizer":
+    """Read a tokenizer that was written with `Tokenizer.save` or `to_str`."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(path)
+    tokenizer = Tokenizer.from_file(str(path))
     tokenizer.encode_special_tokens = True  # not part of the file
     return tokenizer
 

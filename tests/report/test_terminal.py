@@ -1,6 +1,7 @@
 """The table as a reader sees it, at the widths that terminals have."""
 
 import io
+from collections.abc import Callable
 
 import pytest
 from rich.console import Console
@@ -72,7 +73,7 @@ def test_a_reason_is_printed_as_it_is(damaged: Case) -> None:
     assert "not run distilled: the baseline with seed 1 did not finish: <killed> [red]" in _print(damaged, 120)
 
 
-def test_different_methods_stand_in_their_rows(run_record, large: Case) -> None:  # noqa: ANN001
+def test_different_methods_stand_in_their_rows(run_record: Callable[..., Run], large: Case) -> None:
     study, runs = large
     mixed = [run_record(variant="bf16", seed=r.seed) if r.variant == "bf16" else r for r in runs]
     text = _print((study, mixed), 120)
