@@ -38,7 +38,7 @@ def train_block(session: Session, batches: CorpusBatches, recorder: Recorder) ->
     """Train one block in efftrain's loop; seconds a step, from the first step's start to the last one's end."""
     watched = _Bounds(recorder)
     train(session, batches, watched)
-    return (watched.end - watched.start) / session.config.steps / 1e9
+    return (watched.last_ns - watched.first_ns) / session.config.steps / 1e9
 
 
 def compare(ours: Block, theirs: Block, pairs: int) -> tuple[Estimate, list[float], list[float]]:
@@ -55,9 +55,9 @@ class _Bounds(NullRecorder):
     """Passes every fact on and keeps when the first step began and the last one ended."""
 
     def __init__(self, recorder: Recorder) -> None:
-        self._recorder, self.start, self.end = recorder, 0, 0
+        self._recorder, self.first_ns, self.last_ns = recorder, 0, 0
 
     def step(self, **fields: Any) -> None:
-        self.start = self.start or fields["t"]
-        self.end = fields["t_end"]
+        self.first_ns = self.first_ns or fields["t"]
+        self.last_ns = fields["t_end"]
         self._recorder.step(**fields)

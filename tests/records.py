@@ -42,6 +42,7 @@ class Plan:
     gpu: bool = False
     corpus: str = "ab" * 32
     device: str = "GPU-1234"
+    threads: int = 2
     mfu: float | None = 0.31
     hfu: float | None = 0.31
     peak: float | None = 1.2e11
@@ -80,14 +81,15 @@ def run_record(**choices: Any) -> Run:
 
 
 def _environment(plan: Plan) -> dict[str, Any]:
-    name = "NVIDIA H200" if plan.gpu else "2 × Intel Xeon (guest)"
-    limit = plan.power_limit_w or (700.0 if plan.gpu else None)
+    limit = plan.power_limit_w or 700.0
+    board = {"name": "NVIDIA H200", "uuid": plan.device, "power_limit_w": limit}
     return {
-        "python": "3.11.2",
-        "torch": "2.13.0",
-        "platform": "Linux 6.1",
-        "host": "node-1",
-        "devices": [{"name": name, "uuid": plan.device, "power_limit_w": limit}],
+        "device": "cuda" if plan.gpu else "cpu",
+        "devices": [board] if plan.gpu else [],
+        "versions": {"python": "3.11.2", "torch": "2.13.0"},
+        "platform": "Linux x86_64",
+        "cpu": {"model": "Intel(R) Xeon(R) Processor", "cores": 2, "threads": plan.threads, "guest": True},
+        "memory_bytes": 25_276_502_016,
         "corpus": {
             "name": "Python standard library",
             "sha256": plan.corpus,

@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from efftrain import __version__
 from efftrain.cli import bench, doctor, report, train
@@ -17,7 +18,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="What a training step costs, in FLOPs, bytes, joules and CO2e, and which change makes it cheaper.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -28,9 +28,11 @@ app.command("doctor")(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
-def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    if version:
-        typer.echo(f"efftrain {__version__}")
+def _top(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version or context.invoked_subcommand is None:
+        typer.echo(f"efftrain {__version__}" if version else context.get_help())
         raise typer.Exit
 
 
@@ -38,7 +40,7 @@ def main() -> None:
     """Entry point: what is wrong with a command line is said in one line on standard error, with exit status 2."""
     try:
         status = app(standalone_mode=False)
-    except typer.BadParameter.__mro__[1] as error:  # every usage error of the parser
+    except TyperException as error:
         typer.echo(f"efftrain: {error.format_message()}", err=True)
         status = USAGE
     except (KeyboardInterrupt, typer.Abort):

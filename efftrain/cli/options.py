@@ -59,14 +59,19 @@ def usage_errors() -> Iterator[None]:
 
 
 def names(text: str | None, option: str) -> tuple[str, ...] | None:
-    """The names in a comma-separated option; None where it was not given."""
+    """The names in a comma-separated option; None where it was not given.
+
+    Raises:
+        PlanError: an empty name.
+    """
     from efftrain.study.plan import PlanError
+    from efftrain.study.variants import VARIANTS
 
     if text is None:
         return None
     found = tuple(part.strip() for part in text.split(","))
     if not all(found):
-        raise PlanError(f"{option} {text!r}: names separated by commas are needed; see efftrain bench --help")
+        raise PlanError(f"{option} {text!r}: names separated by commas are needed; choose from {', '.join(VARIANTS)}")
     return found
 
 

@@ -179,11 +179,10 @@ def _same_corpus(runs: Sequence[Run]) -> Outcome:
 
 
 def _same_devices(runs: Sequence[Run]) -> Outcome:
-    sets = {tuple(sorted(str(d.get("uuid") or d.get("name")) for d in _devices(r))) for r in runs if _devices(r)}
+    sets = {_machine(r) for r in runs} - {""}
     if len(sets) > 1:
-        listed = " | ".join(sorted(", ".join(devices) for devices in sets))
-        return "failed", f"runs used different devices: {listed}; a gain error no longer cancels in ratios"
-    return ("passed", ", ".join(sets.pop())) if sets else ("skipped", "no run names its devices")
+        return "failed", f"runs used different devices: {' | '.join(sorted(sets))}; gain errors do not cancel in ratios"
+    return ("passed", sets.pop()) if sets else ("skipped", "no run names its devices")
 
 
 def _enough_seeds(summaries: Sequence[VariantSummary]) -> Outcome:
@@ -213,6 +212,13 @@ def _recompute_costs(done: Sequence[Run], summaries: Sequence[VariantSummary]) -
 def _recomputes(run: Run) -> bool:
     cost = run.flops.phases.get("recompute")
     return bool(cost and cost.hardware.value)
+
+
+def _machine(run: Run) -> str:
+    """The accelerators of a run by UUID, or its processor by model and threads; empty where neither is named."""
+    devices = ", ".join(sorted(str(d.get("uuid") or d.get("name")) for d in _devices(run)))
+    cpu = run.environment.get("cpu")
+    return devices or (f"{cpu.get('model')}, {cpu.get('threads')} threads" if isinstance(cpu, dict) else "")
 
 
 def _corpus(run: Run) -> dict[str, Any]:

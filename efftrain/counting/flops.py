@@ -259,7 +259,10 @@ class _Modules:
         return self._again if in_backward() else self._forward
 
     def _note_maker(self) -> None:
-        """Nodes made from now on belong to the innermost module; those of a recomputation are never run."""
+        """Nodes made from now on belong to the innermost module.
+
+        Those of a recomputation are never run, and a device's backward thread has a count of its own.
+        """
         if not in_backward():
             self._starts.append(_get_sequence_nr())
             self._makers.append(self._forward[-1])

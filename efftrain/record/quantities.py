@@ -115,7 +115,10 @@ def estimate(
 
 def weakest(methods: Sequence[Method]) -> Method:
     """The least certain of the methods given: assumed before modelled before measured; missing only if all are."""
-    return next((method for method in _WEAKEST_FIRST if method in methods), "missing")
+    for method in _WEAKEST_FIRST:
+        if method in methods:
+            return method
+    return "missing"
 
 
 def total(parts: Sequence[Quantity], *, boundary: str, source: str = "") -> Quantity:

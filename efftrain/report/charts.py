@@ -82,7 +82,7 @@ def _stacked(rows: list[dict[str, Any]], *, title: str, legend: str, order: list
         alt.Chart(alt.Data(values=numbered))
         .mark_bar()
         .encode(
-            x=alt.X("value:Q", title=title, stack="zero", axis=alt.Axis(format="~s")),
+            x=alt.X("value:Q", title=title, stack="zero"),
             y=alt.Y("variant:N", title=None, sort=order),
             color=alt.Color("part:N", title=legend, sort=parts, scale=alt.Scale(domain=parts, range=PALETTE)),
             order="place:Q",

@@ -38,7 +38,8 @@ def write_steps_parquet(path: Path, steps: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         path: the Parquet file.
-        steps: rows with at least the keys `STEP_COLUMNS`, in any order, and the same keys in each; see `train_losses`.
+        steps: rows with at least the keys `STEP_COLUMNS`; a further key that a row lacks is null there. Where there is
+            no journal to take them from, `train_losses` makes rows from records.
 
     Raises:
         OSError: `path` cannot be written.
@@ -49,9 +50,10 @@ def write_steps_parquet(path: Path, steps: Iterable[Mapping[str, Any]]) -> None:
     types = [pa.string(), pa.string(), pa.int64(), pa.int64(), pa.int64(), pa.float64()]
     known = dict(zip(STEP_COLUMNS, types, strict=True))
     rows = list(steps)
-    names = [*STEP_COLUMNS, *(name for name in (rows[0] if rows else {}) if name not in known)]
-    columns = [pa.array([row[name] for row in rows], type=known.get(name)) for name in names]
-    pq.write_table(pa.table(dict(zip(names, columns, strict=True))), path)
+    columns = {name: pa.array([row[name] for row in rows], type=known[name]) for name in STEP_COLUMNS}
+    for name in dict.fromkeys(key for row in rows for key in row if key not in known):
+        columns[name] = pa.array([row.get(name) for row in rows])
+    pq.write_table(pa.table(columns), path)
 
 
 def train_losses(runs: Iterable[Run]) -> Iterator[dict[str, Any]]:

@@ -80,7 +80,7 @@ def overview(study: Study, runs: Sequence[Run]) -> Overview:
         variants=variants,
         findings=_findings(variants),
         legend=_legend(study, variants, runs),
-        not_run=[(s.name, s.reason or "no reason was recorded") for s in study.variants if s.skipped],
+        not_run=[(s.name, s.reason or "no reason was recorded") for s in study.variants if s.skipped or s.reason],
         unfinished=[_unfinished(r) for r in runs if r.status not in COUNTED],
         notes=[f"{r.run_id}: {note}" for r in runs for note in r.notes],
         provenance=_provenance(study, runs),
@@ -89,10 +89,13 @@ def overview(study: Study, runs: Sequence[Run]) -> Overview:
 
 
 def devices_of(run: Run) -> str:
-    """The names of the devices that a run used."""
+    """The names of the accelerators that a run used, or of its processor where it used none."""
     devices = run.environment.get("devices")
-    listed = devices if isinstance(devices, list) else []
-    return ", ".join(str(d.get("name", "unnamed")) for d in listed if isinstance(d, dict)) or "an unnamed device"
+    names = [str(d.get("name", "unnamed")) for d in devices or [] if isinstance(d, dict)]
+    cpu = run.environment.get("cpu")
+    if not names and isinstance(cpu, dict):
+        names = [f"{cpu.get('model', 'an unnamed processor')}, {_count(cpu.get('threads', 0), 'thread')}"]
+    return ", ".join(names) or "an unnamed device"
 
 
 def _variant(summary: VariantSummary, runs: Sequence[Run]) -> VariantView:
@@ -242,8 +245,12 @@ def _provenance(study: Study, runs: Sequence[Run]) -> list[tuple[str, str]]:
     if not runs:
         return facts
     run = runs[0]
-    facts += [("device", devices_of(run)), *_flat(run.environment), *_flat(study.settings, "setting")]
-    facts += [
+    settings = {name: value for name, value in study.settings.items() if not isinstance(value, dict | list)}
+    known = {**settings, **run.environment, f"configuration of {run.run_id}": run.config}
+    return [
+        *facts,
+        ("trained on", devices_of(run)),
+        *((_words(name), text) for name, value in known.items() if (text := _inline(value))),
         ("peak rate", f"{figure(run.flops.peak_rate)}; {run.flops.peak_rate.source}"),
         ("FLOPs convention", run.flops.convention),
         ("energy counts", run.energy.total.boundary or "not said"),
@@ -251,22 +258,20 @@ def _provenance(study: Study, runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("carbon intensity", f"{figure(run.carbon.intensity, tag=True)}; {run.carbon.intensity.source}"),
         ("PUE", f"{figure(run.carbon.pue, tag=True)}; {run.carbon.pue.source}"),
     ]
-    return facts
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as (dotted name, text) pairs, in their order."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in values.items():
-        name = f"{prefix} {_words(key)}".strip()
-        if isinstance(value, dict):
-            pairs += _flat(value, name)
-        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            for place, item in enumerate(value):
-                pairs += _flat(item if isinstance(item, dict) else {"": item}, f"{name} {place}")
-        else:
-            pairs.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return pairs
+def _inline(value: Any) -> str:
+    """Nested facts on one line, without those that say nothing."""
+    match value:
+        case dict():
+            said = {key: _inline(item) for key, item in value.items()}
+            return ", ".join(f"{_words(key)} {text}" for key, text in said.items() if text)
+        case list() | tuple():
+            return "; ".join(filter(None, map(_inline, value)))
+        case None:
+            return ""
+        case _:
+            return str(value)
 
 
 def _regions(study: Study, variants: Sequence[VariantView]) -> list[tuple[str, str, str]]:

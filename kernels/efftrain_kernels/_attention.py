@@ -108,8 +108,7 @@ def attention(
         sinks: [Hq], one learnable logit a query head that joins the row's denominator.
         cu_seqlens_q: int32 [sequences + 1]: where each packed sequence of q begins, and Tq at the end.
         cu_seqlens_k: the same for k and v.
-        max_seqlen_q: longest packed sequence of q. A hint for kernels that cannot read `cu_seqlens_q` without waiting
-            for the device; checked where that is free.
+        max_seqlen_q: longest packed sequence of q, a hint for kernels; checked where that waits for no device.
         max_seqlen_k: the same for k and v.
         return_lse: also return the log-sum-exp.
         backend: `auto`, `sdpa` or `reference`; `explain` tells which one `auto` takes.

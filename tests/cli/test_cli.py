@@ -48,7 +48,7 @@ def test_neither_help_nor_report_imports_torch(tmp_path: Path):
 
 BAD = [
     (["bench", "--variants", "baseline,magic"], ["magic", "bf16"]),
-    (["bench", "--variants", ""], ["--variants", "names separated by commas"]),
+    (["bench", "--variants", ""], ["--variants", "names separated by commas", "baseline, bf16"]),
     (["bench", "--preset", "huge"], ["huge", "quick, standard, full"]),
     (["bench", "--model", "gpt9"], ["gpt9", "nano, micro, small, 1b"]),
     (["bench", "--country", "FRX"], ["FRX", "FRA"]),
@@ -59,7 +59,7 @@ BAD = [
     (["bench", "--steps", "0"], ["--steps 0", "at least 1"]),
     (["bench", "--seeds", "0"], ["--seeds 0", "at least 1"]),
     (["bench", "--tokens", "-1"], ["--tokens -1", "at least 1"]),
-    (["bench", "--steps", "many"], ["--steps", "many"]),
+    (["bench", "--steps", "many"], ["--steps", "integer"]),
     (["bench", "--pue", "0.5"], ["--pue", "1"]),
     (["bench", "--pue", "nan"], ["--pue"]),
     (["bench", "--intensity", "-3"], ["--intensity"]),

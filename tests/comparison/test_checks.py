@@ -85,7 +85,8 @@ def test_a_sound_study_passes(run_record: Make) -> None:
     [
         ("same_tokens", "failed", {"tokens_per_step": 1024}),
         ("same_corpus", "failed", {"corpus": "cd" * 32}),
-        ("same_devices", "failed", {"device": "GPU-9"}),
+        ("same_devices", "failed", {"threads": 4}),
+        ("same_devices", "failed", {"gpu": True}),
         ("enough_seeds", "warning", {}),
         ("recompute_costs_energy", "warning", {"recompute": True, "joules": 180}),
         ("recompute_costs_energy", "passed", {"recompute": True, "joules": 250}),
@@ -97,6 +98,13 @@ def test_each_rule_of_a_study_is_flagged(run_record: Make, check: str, status: s
     found = _study(run_record, [run_record(), run_record(variant="other", **choices)])[check]
     assert found.status == status
     assert found.detail
+
+
+def test_boards_are_told_apart_by_their_uuid(run_record: Make) -> None:
+    baseline = run_record(gpu=True)
+    assert _study(run_record, [baseline, run_record(variant="a", gpu=True)])["same_devices"].status == "passed"
+    other = run_record(variant="a", gpu=True, device="GPU-9")
+    assert _study(run_record, [baseline, other])["same_devices"].status == "failed"
 
 
 def test_an_empty_study_can_be_checked(run_record: Make) -> None:

@@ -8,6 +8,11 @@ from efftrain.report.overview import overview
 Case = tuple[Study, list[Run]]
 
 
+def test_a_run_on_a_processor_is_named_by_it(small: Case, large: Case) -> None:
+    assert "5 variants × 2 seeds on Intel(R) Xeon(R) Processor, 2 threads;" in overview(*small).subtitle
+    assert "on NVIDIA H200;" in overview(*large).subtitle
+
+
 def test_means_are_over_finished_runs_only(damaged: Case) -> None:
     view = overview(*damaged)
     bf16 = next(v for v in view.variants if v.name == "bf16")
@@ -63,6 +68,13 @@ def test_every_unfinished_run_and_every_skipped_variant_is_named(damaged: Case) 
     assert view.not_run == [("distilled", "the baseline with seed 1 did not finish: <killed> [red]")]
 
 
+def test_a_variant_of_which_one_run_was_not_made_is_named_too(small: Case) -> None:
+    study, runs = small
+    why = "distilled-s1 was not made: its baseline failed"
+    variants = [s.model_copy(update={"reason": why}) if s.name == "distilled" else s for s in study.variants]
+    assert ("distilled", why) in overview(study.model_copy(update={"variants": variants}), runs).not_run
+
+
 def test_alike_checks_of_many_runs_are_one_flag(small: Case) -> None:
     flags = overview(*small).flagged("warning")
     assert [f.where for f in flags if f.name == "energy measured"] == ["10 runs"]
@@ -79,13 +91,22 @@ def test_failed_flags_come_first(damaged: Case) -> None:
 
 def test_provenance_holds_what_a_reader_needs_to_repeat_it(large: Case) -> None:
     facts = dict(overview(*large).provenance)
-    assert facts["device"] == "NVIDIA H200"
-    assert facts["devices 0 uuid"] == "GPU-1234"
-    assert facts["corpus sha256"] == "ab" * 32
-    assert facts["torch"] == "2.13.0"
+    assert facts["trained on"] == "NVIDIA H200"
+    assert facts["devices"] == "name NVIDIA H200, uuid GPU-1234, power limit w 700.0"
+    assert f"sha256 {'ab' * 32}" in facts["corpus"]
+    assert facts["versions"] == "python 3.11.2, torch 2.13.0"
+    assert facts["configuration of baseline-s0"] == "steps 600, precision fp32"
     assert facts["command"] == large[0].command
-    assert "PUE" in facts
+    assert facts["PUE"].startswith("1.00 assumed; no PUE given")
     assert "world average" in facts["carbon intensity"]
+
+
+def test_the_plan_kept_in_the_settings_is_no_provenance(small: Case) -> None:
+    study = small[0].model_copy(update={"settings": {"preset": "quick", "plan": {"runs": [{"seed": 0}]}}})
+    facts = dict(overview(study, small[1]).provenance)
+    assert facts["preset"] == "quick"
+    assert "plan" not in facts
+    assert "devices" not in facts  # a processor alone
 
 
 def test_regions_are_those_of_the_baseline(large: Case) -> None:
