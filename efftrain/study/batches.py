@@ -11,14 +11,15 @@ class CorpusBatches:
     """Batches of a prepared corpus; each is a function of the step and the seed alone."""
 
     def __init__(self, corpus: Corpus, config: RunConfig) -> None:
-        self._corpus, self._config = corpus, config
+        self._config = config
+        self._train, self._validation = corpus.train, corpus.validation
         self._device = torch.device(config.device)
 
     def train(self, step: int) -> Tensor:
         """Token ids [B · micro-batches, T + 1] of `step`, counted from 1."""
         config = self._config
         windows = batch(
-            self._corpus.train, step=step - 1, rank=0, world_size=1, seed=config.seed,
+            self._train, step=step - 1, rank=0, world_size=1, seed=config.seed,
             batch_size=config.batch_size * config.grad_accumulation, seq_len=config.model.seq_len,
         )  # fmt: skip
         return self._move(torch.from_numpy(windows))
@@ -27,7 +28,7 @@ class CorpusBatches:
         """The fixed validation micro-batches, alike for every run of every seed."""
         config = self._config
         found = validation_batches(
-            self._corpus.validation, batches=config.eval_batches, batch_size=config.batch_size,
+            self._validation, batches=config.eval_batches, batch_size=config.batch_size,
             seq_len=config.model.seq_len,
         )  # fmt: skip
         return [self._move(torch.from_numpy(windows)) for windows in found]

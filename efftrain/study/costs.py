@@ -56,6 +56,7 @@ def _count_stage(config: RunConfig, recorder: Recorder, *, from_step: int) -> No
             with torch.device(config.device):
                 teacher = Transformer(config.distill.teacher)
             objective = distillation_objective(teacher, config.distill)
+            teacher.requires_grad_(True)  # MemTracker hooks every parameter it meets; no gradient reaches these
         eager = dataclasses.replace(config, compile=False)
         session = build_session(eager, objective=objective)
         session.scaler = None  # it asks the device for its scale, which fake tensors do not have

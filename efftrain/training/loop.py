@@ -57,8 +57,11 @@ class _Log:
                 loss=loss if math.isfinite(loss) else None, learning_rate=rate,
                 grad_norm=norm if norm is None or math.isfinite(norm) else None,
             )  # fmt: skip
+        bad = [step for (step, _, _), loss in zip(self.pending, losses, strict=True) if not math.isfinite(loss)]
+        if bad:
+            self.recorder.note(f"the training loss is not finite in step {bad[0]}")
         self.pending.clear()
-        return all(math.isfinite(loss) for loss in losses)
+        return not bad
 
 
 def train(
@@ -131,6 +134,7 @@ def _record_evaluation(session: Session, validation: list[Tensor], recorder: Rec
     with recorder.span("evaluate"):
         loss, stderr = evaluate(session, validation)
     if not math.isfinite(loss):
+        recorder.note(f"the validation loss is not finite after step {step}")
         return False
     recorder.evaluation(step=step, tokens=step * session.config.tokens_per_step, loss=loss, stderr=stderr)
     return True
