@@ -51,7 +51,8 @@ def _check(name: str, outcome: Outcome) -> Check:
 def _complete(run: Run) -> Outcome:
     if run.status in COUNTED:
         return "passed", f"ended as {run.status}"
-    return "failed", f"ended as {run.status} after {run.steps} steps: it enters no mean and no ratio"
+    why = "".join(f"; {note.splitlines()[-1]}" for note in run.notes if note.startswith(f"{run.status}: "))
+    return "failed", f"ended as {run.status} after {run.steps} steps: it enters no mean and no ratio{why}"
 
 
 def _below_peak(run: Run) -> Outcome:

@@ -44,9 +44,14 @@ def assemble(journal: Journal) -> Run:
         memory=memory_section(journal),
         time=time_section(journal, windows),
         checks=[],
-        notes=[line["text"] for line in journal.of("note")] + journal.defects,
+        notes=[line["text"] for line in journal.of("note")] + journal.defects + _last_words(journal),
         teacher=_teacher(header),
     )
+
+
+def _last_words(journal: Journal) -> list[str]:
+    """What a failed run's process said at its end."""
+    return [f"{line['status']}: {line['detail']}" for line in journal.of("end") if line.get("detail")]
 
 
 def _energy(ledger: Ledger, windows: Sequence[Window], tokens: int, steps: Sequence[Line]) -> Energy:

@@ -54,7 +54,7 @@ class StudyPreset:
 
 STUDY_PRESETS: dict[str, StudyPreset] = {
     "quick": StudyPreset(
-        model="nano", steps=320, seeds=2, evaluations=8, eval_batches=8, summary="five minutes on two cores"
+        model="nano", steps=240, seeds=2, evaluations=8, eval_batches=8, summary="five minutes on two cores"
     ),
     "standard": StudyPreset(
         model="micro", steps=1500, seeds=6, evaluations=15, eval_batches=16, summary="six seeds, for verdicts"

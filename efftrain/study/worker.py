@@ -139,7 +139,9 @@ def _interventions(parts: _Parts, recorder: Recorder) -> dict[int, Intervention]
 
 def _header(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> dict[str, Any]:
     with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Transformer(config.pruned_model or config.model).parameters())
+        parameters = sum(
+            parameter.numel() for parameter in Transformer(config.pruned_model or config.model).parameters()
+        )
     facts = corpus.as_dict()
     copied = ("run_id", "study_id", "variant", "seed", "config", "peak", "carbon", "idle", "teacher")
     return {

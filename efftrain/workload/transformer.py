@@ -176,16 +176,20 @@ def rotate(x_bhtq: Tensor, cos_tq: Tensor, sin_tq: Tensor) -> Tensor:
 def initialise(model: Transformer, seed: int) -> None:
     """Fill all weights from `seed`, alike on every device.
 
-    N(0, 0.02²) as in GPT-2, and the two projections that write into the residual stream scaled by 1/√(2L), so that
-    its variance does not grow with depth (Radford et al., 2019, section 2.3). Norms start at 1.
+    Each matrix is drawn from N(0, 1 / fan-in), which keeps the size of activations (LeCun et al., Efficient BackProp,
+    1998, section 4.6); an embedding counts its width as fan-in, so that a tied head starts with logits of unit
+    variance. The two projections that write into the residual stream are scaled by 1/√(2L) besides, so that its
+    variance does not grow with depth (Radford et al., 2019, section 2.3). Norms start at 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    residual_std = 0.02 / math.sqrt(2 * model.config.num_layers)
+    residual = 1 / math.sqrt(2 * model.config.num_layers)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             nn.init.ones_(parameter)
             continue
-        std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+        std = (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0) / math.sqrt(
+            parameter.shape[1]
+        )
         draw = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
         with torch.no_grad():
             parameter.copy_(draw)

@@ -7,13 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from efftrain.cli import main
+
 COMMAND = [sys.executable, "-c", "from efftrain.cli import main; main()"]
 
 
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, cwd=cwd, check=False
-    )
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Call the command in this process, in an empty folder; its exit status and what it said on standard error."""
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["efftrain", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    return call
 
 
 def test_help_is_quick():
@@ -74,27 +88,34 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
-def test_bad_input_is_one_line_and_writes_nothing(arguments: list[str], words: list[str], tmp_path: Path):
-    done = run(*arguments, *([] if arguments[0] == "report" else ["--out", "study"]), cwd=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("efftrain: ")
+def test_bad_input_is_one_line_and_writes_nothing(refused, arguments: list[str], words: list[str], tmp_path: Path):
+    status, said = refused(*arguments, *([] if arguments[0] == "report" else ["--out", "study"]))
+    assert status == 2
+    assert len(said.strip().splitlines()) == 1, said
+    assert said.startswith("efftrain: ")
     for word in words:
-        assert word in done.stderr
+        assert word in said
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bad_text_is_one_line_that_names_the_file(tmp_path: Path):
+def test_a_process_of_its_own_refuses_with_the_same_line():
+    done = run("bench", "--preset", "huge")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "efftrain: --preset 'huge': unknown; choose from quick, standard, full\n"
+
+
+def test_bad_text_is_one_line_that_names_the_file(refused, tmp_path: Path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("too short")
     (tmp_path / "binary.txt").write_bytes(b"\x00\x01\xff" * 100)
     (tmp_path / "fieldless.jsonl").write_text('{"body": "x"}\n')
     (tmp_path / "broken.jsonl").write_text("{")
     for name in ("absent.txt", "empty.txt", "short.txt", "binary.txt", "fieldless.jsonl", "broken.jsonl"):
-        done = run("bench", "--data", name, "--out", "study", cwd=tmp_path)
-        assert done.returncode == 2, name + done.stdout + done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert name in done.stderr
+        status, said = refused("bench", "--data", name, "--out", "study")
+        assert status == 2, name
+        assert len(said.strip().splitlines()) == 1, said
+        assert name in said
         assert not (tmp_path / "study").exists()
 
 
