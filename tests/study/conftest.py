@@ -1,11 +1,13 @@
 """Commands run as a user runs them, in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 COMMAND = [sys.executable, "-c", "from efftrain.cli import main; main()"]
@@ -27,16 +29,30 @@ def efftrain() -> Efftrain:
 
 
 @pytest.fixture
-def start() -> Callable[..., "subprocess.Popen[str]"]:
-    """Start the command and go on; in a session of its own, as a terminal would have it."""
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start the command and go on; what is left of it at the test's end is killed.
+
+    A shell that puts the tests into the background has SIGINT ignored, which children inherit; a user's has not.
+    """
+    started: list[subprocess.Popen[str]] = []
 
     def popen(*arguments: object) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
+        started.append(process)
+        return process
 
-    return popen
+    yield popen
+    for process in started:
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 @pytest.fixture(scope="session")
