@@ -1,7 +1,6 @@
 """Commands run as a user runs them, in processes of their own."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,11 @@ import psutil
 import pytest
 
 COMMAND = [sys.executable, "-c", "from efftrain.cli import main; main()"]
+COMMAND_IN_FOREGROUND = [
+    sys.executable,
+    "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom efftrain.cli import main; main()",
+]
 
 Efftrain = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -38,9 +42,8 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     def popen(*arguments: object) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+            [*COMMAND_IN_FOREGROUND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         started.append(process)
         return process
 
