@@ -21,8 +21,8 @@ def main() -> None:
     """Measure, and print one line for a reader and one in JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--steps", type=int, default=25, help="steps in a block")
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a block")
+    parser.add_argument("--pairs", type=int, default=80, help="pairs of blocks")
     arguments = parser.parse_args()
     session, batches = workload(arguments.model, arguments.steps)
     device = session.config.device

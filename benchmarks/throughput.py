@@ -26,8 +26,7 @@ def bare_loop(session: Session, batches: CorpusBatches) -> float:
     began = time.perf_counter()
     for step in range(1, config.steps + 1):
         tokens = batches.train(step)
-        logits = model(tokens[:, :-1])
-        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -38,8 +37,8 @@ def main() -> None:
     """Measure, and print one line for a reader and one in JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--steps", type=int, default=25, help="steps in a block")
-    parser.add_argument("--pairs", type=int, default=20, help="pairs of blocks")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a block")
+    parser.add_argument("--pairs", type=int, default=80, help="pairs of blocks")
     arguments = parser.parse_args()
     session, batches = workload(arguments.model, arguments.steps)
     tokens = session.config.tokens_per_step

@@ -4,6 +4,7 @@ The figures come from the run's own journal, through the same meters as the repo
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -41,25 +42,35 @@ def progress() -> "Iterator[Observer]":
         yield _OnTerminal(live)
 
 
-class _Display:
-    """Follows one run after the other."""
+class _Display(ABC):
+    """Follows one run after the other, and shows its figures every `interval_s` seconds."""
+
+    interval_s: float
 
     def __init__(self) -> None:
         self._title = ""
         self._meter: LiveMeter | None = None
-        self._began = 0.0
+        self._began = self._next = 0.0
 
     def message(self, text: str) -> None:
         console().print(text, highlight=False)
 
     def run_started(self, run: "RunPlan", index: int, total: int) -> None:
         self._title, self._meter, self._began = f"[{index}/{total}] {run.run_id}", None, time.monotonic()
+        self._next = self._began + self.interval_s
 
     def line(self, line: "Line") -> None:
         if line["kind"] == "header":
             self._meter = LiveMeter(line)
         elif self._meter:
             self._meter.feed(line)
+            if line["kind"] == "step" and time.monotonic() >= self._next:
+                self._next = time.monotonic() + self.interval_s
+                self.show(f"{self._title}  {describe(self._meter.figures())}")
+
+    @abstractmethod
+    def show(self, text: str) -> None:
+        """Put the figures of the current run before the user."""
 
     def run_ended(self, run: "RunPlan", status: str, detail: str) -> None:
         seconds = time.monotonic() - self._began
@@ -70,25 +81,18 @@ class _Display:
 
 
 class _Plain(_Display):
-    """A line at the start of each run, one every ten seconds, and one at its end."""
+    """A line every ten seconds, and one at a run's end."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._next = 0.0
+    interval_s = PLAIN_INTERVAL_S
 
-    def run_started(self, run: "RunPlan", index: int, total: int) -> None:
-        super().run_started(run, index, total)
-        self._next = time.monotonic() + PLAIN_INTERVAL_S
-
-    def line(self, line: "Line") -> None:
-        super().line(line)
-        if line["kind"] == "step" and self._meter and time.monotonic() >= self._next:
-            self._next = time.monotonic() + PLAIN_INTERVAL_S
-            console().print(f"{self._title}  {describe(self._meter.figures())}", highlight=False, markup=False)
+    def show(self, text: str) -> None:
+        console().print(text, highlight=False, markup=False)
 
 
 class _OnTerminal(_Display):
     """One line that is drawn again and again."""
+
+    interval_s = 1 / REFRESH_PER_SECOND
 
     def __init__(self, live: Live) -> None:
         super().__init__()
@@ -96,12 +100,10 @@ class _OnTerminal(_Display):
 
     def run_started(self, run: "RunPlan", index: int, total: int) -> None:
         super().run_started(run, index, total)
-        self._live.update(Text(f"{self._title}  starting"))
+        self.show(f"{self._title}  starting")
 
-    def line(self, line: "Line") -> None:
-        super().line(line)
-        if line["kind"] == "step" and self._meter:
-            self._live.update(Text(f"{self._title}  {describe(self._meter.figures())}", overflow="ellipsis"))
+    def show(self, text: str) -> None:
+        self._live.update(Text(text))
 
 
 def describe(figures: LiveFigures) -> str:
