@@ -52,7 +52,7 @@ def compare(ours: Block, theirs: Block, pairs: int) -> tuple[Estimate, list[floa
 
 
 class _Bounds(NullRecorder):
-    """Passes every fact on and keeps when the first step began and the last one ended."""
+    """Passes steps on and keeps when the first one began and the last one ended."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder, self.first_ns, self.last_ns = recorder, 0, 0

@@ -123,7 +123,12 @@ def _loss(plan: Plan) -> Loss:
         if last is None
         else estimate(last, "nat/token", method="measured", source="mean over 64 validation batches", u_random=0.006)
     )
-    return Loss(train=train, validation=validation, final_validation=final)
+    return Loss(
+        train=train,
+        validation=validation,
+        final_validation=final,
+        perplexity=missing("1", source="no perplexity in this record"),
+    )
 
 
 def _energy(plan: Plan) -> Energy:

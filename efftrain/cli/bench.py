@@ -32,16 +32,16 @@ def bench(
     from efftrain.cli.study import run_new, run_on
     from efftrain.hardware.probe import available_device
     from efftrain.meters.carbon import resolve
-    from efftrain.study.plan import PlanError, Request
+    from efftrain.study.plan import Request
 
+    out = out or Path("reports") / preset
     with options.usage_errors():
         if resume:
-            if extra := options.given(context, besides={"resume", "out"}):
-                raise PlanError(f"--resume goes on with the study's own settings; leave out {', '.join(extra)}")
-            run_on(out or Path("reports") / preset)
+            options.nothing_beside_resume(context)
+            run_on(out)
         request = Request(
             preset=preset, variants=options.names(variants, "--variants"), model=model, data=data, seeds=seeds,
             steps=steps, tokens=tokens, device=available_device(device),
             attention=options.attention(attention), optimizer=options.optimizer(optimizer),
         )  # fmt: skip
-        run_new(request, resolve(country, region, intensity, pue), out or Path("reports") / preset, force=force)
+        run_new(request, resolve(country, region, intensity, pue), out, force=force)

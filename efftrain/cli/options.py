@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 if TYPE_CHECKING:
-    from efftrain.study.plan import Request
+    from efftrain.study.plan import Plan
 
 USAGE = 2
 
@@ -75,17 +75,25 @@ def names(text: str | None, option: str) -> tuple[str, ...] | None:
     return found
 
 
-def given(context: typer.Context, *, besides: set[str]) -> list[str]:
-    """Options that stand on the command line, other than `besides`."""
-    return [
+def nothing_beside_resume(context: typer.Context) -> None:
+    """Refuse options that a study which goes on has settled already.
+
+    Raises:
+        PlanError: one stands on the command line.
+    """
+    from efftrain.study.plan import PlanError
+
+    extra = [
         f"--{name.replace('_', '-')}"
         for name in context.params
-        if name not in besides and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        if name not in {"resume", "out"} and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
+    if extra:
+        raise PlanError(f"--resume goes on with the study's own settings; leave out {', '.join(extra)}")
 
 
-def check_corpus(request: "Request", plan: Any) -> None:
-    """Prepare the text before anything is written, so that what is wrong with it is said first.
+def check_corpus(plan: "Plan") -> None:
+    """Prepare the text of a plan before anything is written, so that what is wrong with it is said first.
 
     Raises:
         DataError: no text, or too little for one batch.
@@ -95,7 +103,7 @@ def check_corpus(request: "Request", plan: Any) -> None:
     if not plan.runs:
         return
     config = plan.runs[0].config
-    corpus = prepare(request.data, config.model.vocab_size)
+    corpus = prepare(Path(plan.data) if plan.data else None, config.model.vocab_size)
     corpus.require(config.tokens_per_step, seq_len=config.model.seq_len)
 
 

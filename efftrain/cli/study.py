@@ -21,14 +21,11 @@ def run_new(request: "Request", carbon: dict[str, Any], out: Path, *, force: boo
         typer.Exit: always; 0, 1 where a run failed, 130 after Ctrl-C.
         PlanError, ConfigError, DataError: nothing was written.
     """
-    from efftrain.cli.options import check_corpus
-    from efftrain.cli.progress import console
     from efftrain.study.folder import claim
     from efftrain.study.plan import make_plan
 
     plan = make_plan(request)
-    with console().status("preparing the text"):
-        check_corpus(request, plan)
+    _check(plan)
     raise _make(plan, claim(out, force=force), {"carbon": carbon})
 
 
@@ -37,12 +34,13 @@ def run_on(out: Path) -> None:
 
     Raises:
         typer.Exit: as `run_new`.
-        PlanError: there is none.
+        PlanError, DataError: there is none, or its text is gone.
     """
     from efftrain.study.folder import StudyFolder, stored_plan
 
     folder = StudyFolder(out)
     plan, settings = stored_plan(folder)
+    _check(plan)
     raise _make(plan, folder, settings)
 
 
@@ -62,6 +60,14 @@ def report_folder(folder: "StudyFolder") -> None:
         written = write_reports(folder.root, collected.study, collected.runs, collected.steps)
     render(collected.study, collected.runs, console())
     console().print("\nwritten: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
+
+
+def _check(plan: "Plan") -> None:
+    from efftrain.cli.options import check_corpus
+    from efftrain.cli.progress import console
+
+    with console().status("preparing the text"):
+        check_corpus(plan)
 
 
 def _make(plan: "Plan", folder: "StudyFolder", settings: dict[str, Any]) -> typer.Exit:

@@ -9,6 +9,7 @@ from efftrain.cli import options
 
 
 def train(
+    context: typer.Context,
     *,
     variant: Annotated[str, typer.Option(help="What to train; see --variants of efftrain bench.")] = "baseline",
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
@@ -26,17 +27,22 @@ def train(
     pue: options.Pue = None,
     out: options.Out = None,
     force: options.Force = False,
+    resume: options.Resume = False,
 ) -> None:
     """Train once and report what it cost."""
-    from efftrain.cli.study import run_new
+    from efftrain.cli.study import run_new, run_on
     from efftrain.hardware.probe import available_device
     from efftrain.meters.carbon import resolve
     from efftrain.study.plan import Request
 
+    out = out or Path("reports/train")
     with options.usage_errors():
+        if resume:
+            options.nothing_beside_resume(context)
+            run_on(out)
         request = Request(
             preset=preset, variants=(variant,), model=model, data=data, seeds=1, first_seed=seed, steps=steps,
             tokens=tokens, device=available_device(device), attention=options.attention(attention),
             optimizer=options.optimizer(optimizer),
         )  # fmt: skip
-        run_new(request, resolve(country, region, intensity, pue), out or Path("reports/train"), force=force)
+        run_new(request, resolve(country, region, intensity, pue), out, force=force)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from efftrain.training.config import ConfigError
+from efftrain.training.optimizer import build_optimizer
 from efftrain.training.session import Session
 from efftrain.workload.presets import ModelConfig
 from efftrain.workload.transformer import Block, Transformer
@@ -87,7 +88,7 @@ def prune(model: Transformer, kept: Kept) -> Transformer:
     return smaller.train(model.training)
 
 
-def prune_session(session: Session, batches: Iterable[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
+def prune_session(session: Session, batches: Iterable[Tensor]) -> None:
     """Measure, choose, prune, and let the session go on with the smaller model.
 
     The optimizer's moments of what stays go with it, so that training goes on where it was.
@@ -95,20 +96,17 @@ def prune_session(session: Session, batches: Iterable[Tensor], optimizer: torch.
     Args:
         session: its configuration says what stays (`RunConfig.pruned_model`).
         batches: calibration ids [B, T].
-        optimizer: for tests; otherwise built from the configuration.
 
     Raises:
         ConfigError: the configuration prunes nothing.
     """
-    from efftrain.training.optimizer import build_optimizer
-
     target = session.config.pruned_model
     if target is None:
         raise ConfigError("this configuration prunes nothing")
     model = session.model
     kept = choose(measure_importance(model, batches), model, target)
     smaller = prune(model, kept)
-    fresh = optimizer or build_optimizer(smaller, session.config.optimizer)
+    fresh = build_optimizer(smaller, session.config.optimizer)
     _move_state(model, session.optimizer, smaller, fresh, _cuts(model, kept))
     session.use_model(smaller, fresh)
 

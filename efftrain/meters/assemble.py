@@ -1,5 +1,6 @@
 """The record of a run from its journal: one function, the same for runs that ended well, badly, or not at all."""
 
+import math
 from collections.abc import Sequence
 
 from efftrain.meters.carbon import carbon_section
@@ -11,6 +12,9 @@ from efftrain.meters.windows import BOUNDARY, Window, billed_windows, clip, seco
 from efftrain.record.journal import Journal, Line
 from efftrain.record.quantities import Quantity, estimate, missing, scaled
 from efftrain.record.schema import RUN_SCHEMA, Energy, Loss, Run, Teacher, Validation
+
+_LARGEST_EXPONENT = 700.0
+"""exp of more is beyond a double."""
 
 _ENDED_WELL = frozenset({"complete", "early-stopped", "target-reached"})
 
@@ -70,10 +74,12 @@ def _energy(ledger: Ledger, windows: Sequence[Window], tokens: int, steps: Seque
 
 def _loss(journal: Journal, ledger: Ledger, windows: Sequence[Window]) -> Loss:
     evaluations = journal.of("evaluation")
+    final = _final(evaluations, journal.status)
     return Loss(
         train=[step["loss"] for step in journal.of("step")],
         validation=[_validation(line, ledger, clip(windows, line["t"])) for line in evaluations],
-        final_validation=_final(evaluations, journal.status),
+        final_validation=final,
+        perplexity=_perplexity(final),
     )
 
 
@@ -102,6 +108,20 @@ def _final(evaluations: Sequence[Line], status: str) -> Quantity:
     if last["stderr"] is None:
         return Quantity(value=last["loss"], unit=unit, method="measured", source=source, boundary=boundary)
     return estimate(last["loss"], unit, method="measured", source=source, boundary=boundary, u_random=last["stderr"])
+
+
+def _perplexity(loss: Quantity) -> Quantity:
+    """Exp of a loss in nat/token, its interval carried along; the exponential keeps order, so ends map to ends."""
+    source = f"exp of: {loss.source}"
+    if loss.value is None or loss.value > _LARGEST_EXPONENT:
+        return missing("1", source=source if loss.value is None else f"{source}: too large", boundary=loss.boundary)
+    low, high = (None if end is None else math.exp(min(end, _LARGEST_EXPONENT)) for end in (loss.low, loss.high))
+    value = math.exp(loss.value)
+    spread = None if loss.u_random is None else value * loss.u_random
+    return Quantity(
+        value=value, unit="1", low=low, high=high, u_random=spread, u_systematic=loss.u_systematic, method=loss.method,
+        source=source, boundary=loss.boundary,
+    )  # fmt: skip
 
 
 def _teacher(header: Line) -> Teacher | None:

@@ -24,9 +24,7 @@ def memory_section(journal: Journal) -> Memory:
         peak=peak,
         peak_phase=top["peak_phase"] if top else None,
         predicted_peak=predicted_peak,
-        categories={n: _modelled(b, predicted["source"]) for n, b in predicted["categories"].items()}
-        if predicted
-        else {},
+        categories=_categories(predicted),
         unexplained=_difference(peak, predicted_peak),
         process_peak=_bytes(max(journal.of("memory"), key=_process_peak, default=None), "process_peak_bytes"),
     )

@@ -56,8 +56,8 @@ class Recorder(Protocol):
         """Bracket a stretch outside of steps."""
         ...
 
-    def evaluation(self, *, step: int, tokens: int, loss: float, stderr: float) -> None:
-        """Validation loss in nat/token after `step` steps and `tokens` tokens, with its standard error."""
+    def evaluation(self, *, step: int, tokens: int, loss: float, stderr: float | None) -> None:
+        """Validation loss in nat/token after `step` steps and `tokens` tokens, with its standard error if known."""
         ...
 
     def cost(self, **fields: Any) -> None:

@@ -43,11 +43,12 @@ class Validation(_Model):
 
 
 class Loss(_Model):
-    """Losses in nat/token; `train` holds one number a step, null where it was not finite."""
+    """Losses in nat/token; `train` holds one number a step, null where it was not finite; perplexity = exp(loss)."""
 
     train: list[float | None]
     validation: list[Validation]
     final_validation: Quantity
+    perplexity: Quantity
 
 
 class Energy(_Model):

@@ -42,6 +42,7 @@ FIGURES: dict[str, Figure] = {
     "energy_idle": Figure("idle energy in it", lambda r: r.energy.idle, "j"),
     "energy_above_idle": Figure("energy above idle", lambda r: r.energy.above_idle, "j"),
     "final_validation": Figure("final validation loss", lambda r: r.loss.final_validation, "nat", digits=4),
+    "perplexity": Figure("validation perplexity", lambda r: r.loss.perplexity),
     "tokens_per_second": Figure("tokens per second", lambda r: r.time.tokens_per_second),
     "time_step": Figure("time of a step", lambda r: r.time.step, "s"),
     "time_total": Figure("time", lambda r: r.time.total, "s"),

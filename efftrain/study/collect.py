@@ -73,7 +73,11 @@ def _study(folder: StudyFolder, runs: list[Run], damaged: list[Check], added: di
     summaries = compare(
         runs,
         variants={
-            name: (VARIANTS[name].summary if name in VARIANTS else "", name not in made, reasons.get(name))
+            name: (
+                VARIANTS[name].summary if name in VARIANTS else "",
+                name not in made,
+                reasons.get(name, None if name in made else "the study ended before its turn"),
+            )
             for name in names
         },
         baseline=opening.baseline,

@@ -45,7 +45,7 @@ def measure_memory(session: Session, teacher: Transformer | None, batches: Batch
         train_step(session, lambda: tokens, mark)
 
     if session.device.type == "cuda":
-        return measure_cuda_memory(run_step)
+        return measure_cuda_memory(run_step, session.device)
     return measure_cpu_memory(run_step, held)
 
 
@@ -68,16 +68,21 @@ def _count_stage(config: RunConfig, recorder: Recorder, *, from_step: int) -> No
 
         count_step(run_step, session.model, teacher=teacher).record(recorder, from_step)
         held = [session.model, *([teacher] if teacher else []), session.optimizer, tokens]
-        predict_memory(run_step, held).record(recorder, from_step)
+        prediction = predict_memory(run_step, held)
+        if config.compile:
+            prediction = dataclasses.replace(prediction, source=f"{prediction.source}; of the model before compilation")
+        prediction.record(recorder, from_step)
 
 
 def _copy(counted: Path, recorder: Recorder) -> bool:
-    """Copy the cost lines of another run of the variant; False where it has none."""
+    """Copy the cost lines of another run of the variant; False where it did not get beyond counting."""
     try:
-        lines = read_journal(counted).of("cost")
+        journal = read_journal(counted)
     except JournalError:
         return False
-    for line in lines:
+    if not journal.of("memory"):  # it is measured after the last cost line was written
+        return False
+    for line in journal.of("cost"):
         fields: dict[str, Any] = {key: value for key, value in line.items() if key not in _ENVELOPE}
         recorder.cost(**fields)
-    return bool(lines)
+    return True

@@ -6,6 +6,7 @@ so that Ctrl-C reaches this process alone, which then asks the run to stop and w
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from efftrain.monitor.idle import measure_idle
 from efftrain.monitor.machine import find_sensors
@@ -73,6 +74,8 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
     idle: dict[str, Any] = {}
     interrupted = False
     write_opening(folder, plan, settings)
+    if statuses:
+        collect(folder)
     try:
         peaks = _peaks(plan, observer)
         idle = _idle(plan, observer)
@@ -86,12 +89,12 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
             observer.run_started(run, index, len(plan.runs))
             facts = {"carbon": settings["carbon"], "peak": peaks[run.config.precision], "idle": idle}
             spec = _spec(plan, run, folder, facts)
-            statuses[run.run_id], detail = _make(run, folder, spec, observer)
+            statuses[run.run_id], detail, interrupted = _make(run, folder, spec, observer)
             observer.run_ended(run, statuses[run.run_id], detail)
-            if statuses[run.run_id] == "interrupted":
-                interrupted = True
+            if interrupted:
                 break
             collect(folder, settings={"not_made": not_made})
+            _drop_weights(plan, folder, statuses)
     except KeyboardInterrupt:
         interrupted = True
     after = _idle(plan, observer) if idle and not interrupted else {}
@@ -99,8 +102,9 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
     return Outcome(statuses, not_made, interrupted)
 
 
-def _make(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Observer) -> tuple[str, str]:
-    """One run in one process; its status and, where it failed, what its process said last."""
+def _make(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Observer) -> tuple[str, str, bool]:
+    """One run in one process; its status, what its process said last if it failed, and whether Ctrl-C ended it."""
+    stopped = False
     _clear(folder.run(run.run_id))
     spec_path = folder.run(run.run_id) / "spec.json"
     spec_path.write_text(json.dumps(spec))
@@ -116,13 +120,14 @@ def _make(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Obs
             for line in tail.read():
                 observer.line(line)
     except KeyboardInterrupt:
+        stopped = True
         _stop(process)
     for line in tail.read():
         observer.line(line)
-    _close_journal(run, folder, spec, process.returncode)
+    _close_journal(run, folder, spec, "interrupted" if stopped else process.returncode)
     spec_path.unlink(missing_ok=True)
     status = _status(folder, run)
-    return status, "" if status == "complete" else _detail(folder, run)
+    return status, "" if status == "complete" else _detail(folder, run), stopped
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -135,18 +140,27 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _close_journal(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], returncode: int) -> None:
-    """Write what a dead process could not: how it ended. A process that was killed is left without an end line."""
+def _close_journal(
+    run: RunPlan, folder: StudyFolder, spec: dict[str, Any], ended_by: int | Literal["interrupted"]
+) -> None:
+    """Write what a dead process could not: how it ended. A process that was killed is left without an end line.
+
+    `ended_by` is the process's exit status, negative for a signal, or `interrupted` where Ctrl-C ended it.
+    """
     path = folder.journal(run.run_id)
-    detail = _last_lines(folder.log(run.run_id)) or f"the process ended with status {returncode} and said nothing"
     if not path.exists():
         append_line(path, "header", schema="efftrain.journal/1", **_header_of_a_stillborn(run, spec))
     try:
         ended = bool(read_journal(path).of("end"))
     except JournalError:
         return
-    if not ended and returncode != -signal.SIGKILL:
-        append_line(path, "end", status="failed", detail=detail)
+    if ended or ended_by == -signal.SIGKILL:
+        return
+    if ended_by == "interrupted":
+        append_line(path, "end", status="interrupted")
+    else:
+        said = _last_lines(folder.log(run.run_id)) or "the process said nothing"
+        append_line(path, "end", status="failed", detail=f"{said} (exit status {ended_by})")
 
 
 def _header_of_a_stillborn(run: RunPlan, spec: dict[str, Any]) -> dict[str, Any]:
@@ -167,8 +181,16 @@ def _spec(plan: Plan, run: RunPlan, folder: StudyFolder, facts: dict[str, Any]) 
         "config": run.config.as_dict(), "data": plan.data, **facts, "journal": str(folder.journal(run.run_id)),
         "costs": str(counted) if first != run.run_id and counted.exists() else None,
         "weights": str(folder.weights(run.run_id)) if run.teaches else None,
-        "teacher": _teacher(run, folder),
+        "teacher": _teacher(run, folder), "parent": os.getpid(),
     }  # fmt: skip
+
+
+def _drop_weights(plan: Plan, folder: StudyFolder, statuses: dict[str, str]) -> None:
+    """Remove the weights of teachers whose last student is complete."""
+    waiting = {run.teacher for run in plan.runs if statuses.get(run.run_id) != "complete"}
+    for run in plan.runs:
+        if run.teaches and run.run_id not in waiting and statuses.get(run.run_id) == "complete":
+            folder.weights(run.run_id).unlink(missing_ok=True)
 
 
 def _teacher(run: RunPlan, folder: StudyFolder) -> dict[str, Any] | None:

@@ -83,7 +83,7 @@ def claim(root: Path, *, force: bool) -> StudyFolder:
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole: a reader sees the old text or the new."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

@@ -5,7 +5,6 @@ reverse, so that a machine that warms up or slows down favours nobody. A distill
 """
 
 import dataclasses
-import os
 import secrets
 import shlex
 import sys
@@ -14,9 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from efftrain.hardware.probe import cpu
 from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
-from efftrain.training.config import ConfigError, OptimizerConfig, OptimizerName, RunConfig
+from efftrain.training.config import OptimizerConfig, OptimizerName, RunConfig
 from efftrain.workload.presets import PRESETS, Attention
+
+MAX_SEED = 2**32
+"""Beyond any need, and within what every generator of random numbers takes."""
 
 
 class PlanError(ValueError):
@@ -49,19 +52,12 @@ class StudyPreset:
     seeds: int
     evaluations: int
     eval_batches: int
-    summary: str
 
 
 STUDY_PRESETS: dict[str, StudyPreset] = {
-    "quick": StudyPreset(
-        model="nano", steps=240, seeds=2, evaluations=8, eval_batches=8, summary="five minutes on two cores"
-    ),
-    "standard": StudyPreset(
-        model="micro", steps=1500, seeds=6, evaluations=15, eval_batches=16, summary="six seeds, for verdicts"
-    ),
-    "full": StudyPreset(
-        model="small", steps=3000, seeds=6, evaluations=30, eval_batches=16, summary="a GPT-2-sized model on a GPU"
-    ),
+    "quick": StudyPreset(model="nano", steps=240, seeds=2, evaluations=8, eval_batches=8),
+    "standard": StudyPreset(model="micro", steps=1500, seeds=6, evaluations=15, eval_batches=16),
+    "full": StudyPreset(model="small", steps=3000, seeds=6, evaluations=30, eval_batches=16),
 }
 
 
@@ -78,7 +74,6 @@ class Request:
     steps: int | None = None
     tokens: int | None = None
     device: str = "cpu"
-    threads: int | None = None
     attention: Attention = "sdpa"
     optimizer: OptimizerName = "torch"
 
@@ -109,11 +104,6 @@ class Plan:
     data: str | None
 
 
-def available_threads() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def make_plan(request: Request) -> Plan:
     """Order the runs of a study.
 
@@ -122,8 +112,10 @@ def make_plan(request: Request) -> Plan:
         ConfigError: a configuration that cannot be trained.
     """
     preset = _named(request.preset, STUDY_PRESETS, "--preset")
-    names = _variants(request, preset)
+    names = _variants(request)
     base = base_config(request, preset)
+    if not 0 <= request.first_seed < MAX_SEED:
+        raise PlanError(f"--seed {request.first_seed}: 0 to {MAX_SEED - 1} is needed")
     seeds = range(request.first_seed, request.first_seed + _at_least_one(request.seeds, preset.seeds, "--seeds"))
     skipped = {name: why for name in names if (why := unavailable(VARIANTS[name], request.device))}
     runnable = [name for name in names if name not in skipped]
@@ -142,7 +134,7 @@ def make_plan(request: Request) -> Plan:
         study_id=f"{request.preset}-{created:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
         created=created.isoformat(timespec="seconds"),
         command=shlex.join(["efftrain", *sys.argv[1:]]),
-        baseline=BASELINE if BASELINE in names else names[0],
+        baseline=BASELINE if BASELINE in names else next(iter(runnable), names[0]),
         variants=tuple(names),
         skipped=skipped,
         runs=tuple(runs),
@@ -175,20 +167,23 @@ def base_config(request: Request, preset: StudyPreset) -> RunConfig:
         eval_every=max(1, steps // preset.evaluations),
         eval_batches=preset.eval_batches,
         device=request.device,
-        threads=request.threads or available_threads(),
+        threads=cpu().threads,
         log_every=1 if request.device == "cpu" else 10,
     )
 
 
-def _variants(request: Request, preset: StudyPreset) -> list[str]:
+def _variants(request: Request) -> list[str]:
     names = list(dict.fromkeys(QUICK_VARIANTS if request.variants is None else request.variants))
     if not names:
         raise PlanError(f"--variants: none given; choose from {', '.join(VARIANTS)}")
     for name in names:
-        _named(name, VARIANTS, "--variants")
+        _named(name, VARIANTS, "variant")
     needs_baseline = [name for name in names if VARIANTS[name].distill]
     if needs_baseline and BASELINE not in names:
-        raise PlanError(f"--variants: {needs_baseline[0]} is taught by the baseline, so name {BASELINE} too")
+        raise PlanError(
+            f"variant {needs_baseline[0]!r} is taught by the baseline of the same study:"
+            f" efftrain bench --variants {BASELINE},{needs_baseline[0]}"
+        )
     return sorted(names, key=lambda name: name != BASELINE)
 
 
@@ -207,9 +202,3 @@ def _at_least_one(value: int | None, default: int, option: str) -> int:
     if value is not None and value < 1:
         raise PlanError(f"{option} {value}: at least 1 is needed")
     return default if value is None else value
-
-
-__all__ = [
-    "STUDY_PRESETS", "WORKLOADS", "ConfigError", "Plan", "PlanError", "Request", "RunPlan", "StudyPreset", "Workload",
-    "available_threads", "base_config", "make_plan",
-]  # fmt: skip

@@ -1,55 +1,28 @@
-"""One run, from its specification to its journal: what the fresh process of a run executes.
+"""The fresh process of a run: `python -m efftrain.study.worker SPEC.json`, started by efftrain.study.execute.
 
-`python -m efftrain.study.worker SPEC.json` is started by efftrain.study.execute, which reads the journal and this
-process's output. SIGINT asks the run to stop before its next step.
+SIGINT asks the run to stop before its next step. It may come at any moment, so that is settled before torch is
+imported, which takes seconds.
 """
 
 import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import torch
-
-from efftrain.compression.distillation import distillation_objective
-from efftrain.compression.pruning import prune_session
-from efftrain.monitor.machine import environment, find_sensors
-from efftrain.monitor.monitor import Monitor
-from efftrain.record.recorder import Recorder, Status
-from efftrain.study.batches import CorpusBatches
-from efftrain.study.costs import measure_memory, record_costs
-from efftrain.training.checkpoint import load_weights, save_weights
-from efftrain.training.config import RunConfig, from_dict
-from efftrain.training.loop import Intervention, train
-from efftrain.training.session import (
-    Session,
-    build_session,
-    next_token_objective,
-    preserved,
-    train_step,
-)  # fmt: skip
-from efftrain.workload.corpus import Corpus, prepare
-from efftrain.workload.transformer import Transformer
-
-CPU_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
-"""What torch's CPU allocator says when the system refuses; it has no exception class of its own."""
 
 
 class Stop:
     """Whether the run shall end: SIGINT came, or the process that wanted it is gone."""
 
     def __init__(self) -> None:
-        self._parent = os.getppid()
+        self.parent = os.getppid()
         self._asked = False
         signal.signal(signal.SIGINT, self._ask)
 
     def __call__(self) -> bool:
-        """Asked by the loop before each step."""
-        return self._asked or os.getppid() != self._parent
+        """Asked by the run before each step."""
+        return self._asked or os.getppid() != self.parent
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -58,104 +31,12 @@ class Stop:
 def main() -> None:
     """Read the specification named on the command line and make its run."""
     stop = Stop()
-    run(json.loads(Path(sys.argv[1]).read_text()), stop)
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    stop.parent = spec["parent"]
 
+    from efftrain.study.run import run
 
-def run(spec: dict[str, Any], stop: Stop) -> None:
-    """Make one run: prepare, count, warm up, train; every outcome ends in the journal.
-
-    Args:
-        spec: as efftrain.study.execute writes it.
-        stop: asked before each step.
-    """
-    config = from_dict(spec["config"])
-    torch.set_num_threads(config.threads)
-    corpus = prepare(Path(spec["data"]) if spec["data"] else None, config.model.vocab_size)
-    with Monitor(Path(spec["journal"]), find_sensors(config.device), _header(spec, config, corpus)) as monitor:
-        recorder = monitor.recorder
-        try:
-            status, detail = _train(spec, config, corpus, recorder, stop), {}
-        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            if not _out_of_memory(error):
-                raise
-            status, detail = "oom", {"detail": str(error).splitlines()[0] or "MemoryError"}
-        recorder.end(status, **detail)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    session: Session
-    teacher: Transformer | None
-    batches: CorpusBatches
-
-
-def _train(spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: Recorder, stop: Stop) -> Status:
-    record_costs(config, recorder, Path(spec["costs"]) if spec["costs"] else None)
-    parts = _build(spec, config, corpus)
-    _warm_up(parts, recorder)
-    status = train(
-        parts.session, parts.batches, recorder, interventions=_interventions(parts, recorder), should_stop=stop
-    )
-    if status == "complete" and spec["weights"]:
-        save_weights(parts.session, Path(spec["weights"]))
-    return status
-
-
-def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> _Parts:
-    teacher, objective = None, next_token_objective
-    if config.distill:
-        with torch.device(config.device):
-            teacher = Transformer(config.distill.teacher)
-        load_weights(teacher, Path(spec["teacher"]["weights"]))
-        objective = distillation_objective(teacher, config.distill)
-    torch.manual_seed(config.seed)
-    return _Parts(build_session(config, objective=objective), teacher, CorpusBatches(corpus, config))
-
-
-def _warm_up(parts: _Parts, recorder: Recorder) -> None:
-    """Compile if asked, which is billed; then two steps whose memory is measured, which are not. State is restored."""
-    with preserved(parts.session):
-        if parts.session.config.compile:
-            with recorder.span("compile"):
-                train_step(parts.session, lambda: parts.batches.train(1), lambda _: None)
-        with recorder.span("warmup"):
-            memory = measure_memory(parts.session, parts.teacher, parts.batches)
-    memory.record(recorder, from_step=1)
-
-
-def _interventions(parts: _Parts, recorder: Recorder) -> dict[int, Intervention]:
-    prune, config = parts.session.config.prune, parts.session.config
-    if prune is None:
-        return {}
-
-    def intervene(session: Session) -> None:
-        with recorder.span("calibrate"):
-            first = config.prune_step + 1
-            batches = (parts.batches.train(first + index)[:, :-1] for index in range(prune.calibration_batches))
-            prune_session(session, batches)
-
-    return {config.prune_step: intervene}
-
-
-def _header(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> dict[str, Any]:
-    with torch.device("meta"):
-        parameters = sum(
-            parameter.numel() for parameter in Transformer(config.pruned_model or config.model).parameters()
-        )
-    facts = corpus.as_dict()
-    copied = ("run_id", "study_id", "variant", "seed", "config", "peak", "carbon", "idle", "teacher")
-    return {
-        **{key: spec[key] for key in copied},
-        "environment": {**environment(config.device), "corpus": facts},
-        "corpus": facts,
-        "parameters": parameters,
-    }
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        words in str(error) for words in CPU_ALLOCATION_FAILED
-    )
+    run(spec, stop)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,9 @@ class _Log:
         times = self.clock.resolve()
         losses = torch.stack([result.loss.float() for _, _, result in self.pending]).tolist()
         norms = [None if result.grad_norm is None else result.grad_norm.item() for _, _, result in self.pending]
-        for (step, rate, _), when, loss, norm in zip(self.pending, times, losses, norms, strict=True):
+        for (step, rate, result), when, loss, norm in zip(self.pending, times, losses, norms, strict=True):
+            if result.scaled and norm is not None and not math.isfinite(norm):
+                self.recorder.note(f"step {step} was skipped: its scaled gradients overflowed")
             self.recorder.step(
                 step=step, tokens=self.tokens_per_step, t=when.start, t_end=when.end, phases=when.phases,
                 loss=loss if math.isfinite(loss) else None, learning_rate=rate,
@@ -111,10 +113,10 @@ def train(
     return "complete"
 
 
-def evaluate(session: Session, validation: list[Tensor]) -> tuple[float, float]:
+def evaluate(session: Session, validation: list[Tensor]) -> tuple[float, float | None]:
     """Mean cross-entropy over the validation tokens and its standard error, in nat/token.
 
-    The standard error comes from the spread between micro-batches; it is 0 where there is only one.
+    The standard error comes from the spread between micro-batches; it is None where there is only one.
     """
     session.model.eval()
     losses: list[Tensor] = []
@@ -126,7 +128,7 @@ def evaluate(session: Session, validation: list[Tensor]) -> tuple[float, float]:
     values = torch.stack(losses).double()
     tokens = torch.tensor([batch[:, 1:].numel() for batch in validation], dtype=torch.float64, device=values.device)
     mean = (values * tokens).sum() / tokens.sum()
-    stderr = values.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
+    stderr = values.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
     return mean.item(), stderr
 
 

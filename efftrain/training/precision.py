@@ -1,4 +1,4 @@
-"""Number formats of a run: autocast, TF32, loss scaling, and what a device cannot do."""
+"""Number formats of a run: autocast, TF32 and loss scaling."""
 
 from contextlib import AbstractContextManager, nullcontext
 

@@ -4,7 +4,6 @@ The step is a function apart from the loop, because the same step is also run on
 under torch's profiler to measure its memory: what is counted is what is trained.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -95,10 +94,14 @@ def build_session(config: RunConfig, *, objective: Objective = next_token_object
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Mean data loss of a step in nat/token and the gradient's norm before clipping; still on the device."""
+    """Mean data loss of a step in nat/token and the gradient's norm before clipping; still on the device.
+
+    `scaled` says that the loss was scaled, so that a step whose gradients overflow is skipped.
+    """
 
     loss: Tensor
     grad_norm: Tensor | None
+    scaled: bool
 
 
 def train_step(session: Session, fetch: Callable[[], Tensor], mark: Mark) -> StepResult:
@@ -127,7 +130,7 @@ def train_step(session: Session, fetch: Callable[[], Tensor], mark: Mark) -> Ste
         data_loss = data_loss + losses.data
     mark("optimizer")
     grad_norm = _update(session)
-    return StepResult(loss=data_loss / count, grad_norm=grad_norm)
+    return StepResult(loss=data_loss / count, grad_norm=grad_norm, scaled=session.scaler is not None)
 
 
 def _update(session: Session) -> Tensor | None:
@@ -151,7 +154,8 @@ def preserved(session: Session) -> Iterator[None]:
 
     The session must not have trained yet: the optimizer's state is emptied.
     """
-    weights = copy.deepcopy(session.model.state_dict())
+    # Kept in host memory: a second set of weights on the device would raise the peak that is measured meanwhile.
+    weights = {name: value.to("cpu", copy=True) for name, value in session.model.state_dict().items()}
     scale = session.scaler.state_dict() if session.scaler else None
     cuda = [session.device] if session.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

@@ -2,8 +2,7 @@
 
 Shapes: B sequences, T tokens, D = d_model, H query heads, K key/value heads, Q = head_dim, F = d_ff, V = vocabulary.
 Every matrix product is an `nn.Linear` or stands in one of the three attention functions below, so that the closed form
-for model FLOPs (`ModelConfig.model_flops_per_token`) can be checked against a count of the operations. Heads and
-hidden channels may differ from block to block, as they do after pruning: each block knows its own.
+for model FLOPs (`ModelConfig.model_flops_per_token`) can be checked against a count of the operations.
 """
 
 import math
@@ -124,7 +123,7 @@ class Transformer(nn.Module):
     """The whole model, token ids [B, T] int64 -> logits [B, T, V].
 
     Attributes:
-        config: the shape it was built with; pruning changes the blocks, not this.
+        config: the shape it was built with; a pruned model is a new one.
         run_block: how each block is called; activation recomputation replaces it.
     """
 

@@ -21,7 +21,9 @@ def _with_curve(run: Run, points: list[tuple[float | None, float | None]]) -> Ru
     ]
     finite = [loss for loss, _ in points if loss is not None]
     final = exact(finite[-1], "nat/token", source="last") if finite else missing("nat/token", source="none was finite")
-    return run.model_copy(update={"loss": Loss(train=[], validation=validation, final_validation=final)})
+    return run.model_copy(
+        update={"loss": Loss(train=[], validation=validation, final_validation=final, perplexity=run.loss.perplexity)}
+    )
 
 
 def _read(run: Run, baseline: Run) -> Reading | None:

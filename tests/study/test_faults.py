@@ -35,7 +35,7 @@ def broken(config: RunConfig, variant: str) -> RunConfig:
     if variant == "recompute":
         return dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=1e30, max_grad_norm=None))
     if variant == "pruned":  # a configuration that no model can be built from
-        return dataclasses.replace(config, device="cuda:7")
+        return dataclasses.replace(config, device="cuda:99")
     return config
 
 
@@ -147,6 +147,28 @@ def test_ctrl_c_stops_within_a_step_and_reports(start, efftrain, text_folder: Pa
     assert (folder.root / "report.html").exists()
     assert not folder.run("bf16-s0").exists()
     assert "--resume" in output
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.5])
+def test_ctrl_c_in_a_runs_first_seconds_ends_the_study(start, text_folder: Path, tmp_path: Path, seconds: float):
+    folder = StudyFolder(tmp_path / "study")
+    process = start(
+        "bench", "--variants", "baseline,bf16", "--seeds", 1, "--steps", 100_000, "--data", text_folder,
+        "--out", folder.root,
+    )  # fmt: skip
+    for _ in range(600):
+        if folder.log("baseline-s0").exists():
+            break
+        time.sleep(0.02)
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert json.loads(folder.record("baseline-s0").read_text())["status"] == "interrupted"
+    assert not folder.run("bf16-s0").exists()
+    study = json.loads(folder.study.read_text())
+    (bf16,) = [variant for variant in study["variants"] if variant["name"] == "bf16"]
+    assert bf16["reason"] == "the study ended before its turn"
 
 
 def test_a_run_whose_study_is_gone_stops_by_itself(start, text_folder: Path, tmp_path: Path):

@@ -36,6 +36,10 @@ def test_a_variant_that_cannot_run_here_is_skipped_with_its_reason():
     assert plan.variants == ("baseline", "tf32")
 
 
+def test_the_baseline_of_a_study_without_one_is_a_variant_that_runs():
+    assert make_plan(Request(variants=("tf32", "bf16"))).baseline == "bf16"
+
+
 def test_all_variants_train_the_same_tokens_with_the_same_seeds():
     plan = make_plan(Request())
     assert len({(run.config.steps, run.config.tokens_per_step) for run in plan.runs}) == 1
@@ -52,13 +56,15 @@ def test_tokens_round_up_to_steps():
     [
         (Request(preset="huge"), "--preset 'huge': unknown; choose from quick, standard, full"),
         (Request(model="gpt9"), "--model 'gpt9': unknown; choose from nano"),
-        (Request(variants=("baseline", "magic")), "--variants 'magic': unknown"),
+        (Request(variants=("baseline", "magic")), "variant 'magic': unknown"),
         (Request(variants=()), "--variants: none given"),
-        (Request(variants=("distilled",)), "name baseline too"),
+        (Request(variants=("distilled",)), "--variants baseline,distilled"),
         (Request(seeds=0), "--seeds 0: at least 1"),
         (Request(steps=0), "--steps 0: at least 1"),
         (Request(tokens=-5), "--tokens -5: at least 1"),
         (Request(steps=1, tokens=1), "same thing twice"),
+        (Request(first_seed=-1), "--seed -1: 0 to"),
+        (Request(first_seed=2**40), "--seed 1099511627776: 0 to 4294967295"),
     ],
 )
 def test_wishes_that_cannot_be_planned(request_: Request, words: str):

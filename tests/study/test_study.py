@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,7 @@ def test_model_flops_are_the_closed_form(small_study: Path):
 
 
 def test_predicted_memory_is_within_one_percent(small_study: Path):
-    for variant in ("baseline", "bf16", "recompute", "distilled"):
+    for variant in VARIANTS:
         memory = record(small_study, f"{variant}-s0")["memory"]
         assert memory["predicted_peak"]["value"] == pytest.approx(memory["peak"]["value"], rel=0.01), variant
         assert memory["peak_phase"]
@@ -177,6 +179,27 @@ def test_reporting_again_gives_the_same_records(small_study: Path, efftrain):
     done = efftrain("report", small_study)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_text() for path in small_study.glob("**/*.json")} == before
+
+
+def test_reporting_imports_no_torch(small_study: Path):
+    code = (
+        "import sys; sys.argv = ['efftrain', 'report', sys.argv[1]]\n"
+        "from efftrain.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(small_study)], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_a_teachers_weights_go_when_its_students_are_done(small_study: Path):
+    assert list(small_study.glob("runs/*/weights.pt")) == []
+
+
+def test_perplexity_is_the_exponential_of_the_loss(small_study: Path):
+    loss = record(small_study, "bf16-s0")["loss"]
+    assert loss["perplexity"]["value"] == pytest.approx(math.exp(loss["final_validation"]["value"]))
+    assert loss["perplexity"]["high"] == pytest.approx(math.exp(loss["final_validation"]["high"]))
 
 
 def test_a_second_bench_does_not_touch_the_study(small_study: Path, efftrain):
