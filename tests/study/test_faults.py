@@ -117,7 +117,7 @@ def test_a_killed_study_is_reported_with_all_but_its_last_second(start, efftrain
 def test_a_killed_run_does_not_end_the_study(start, text_folder: Path, tmp_path: Path):
     folder = StudyFolder(tmp_path / "study")
     process = start(
-        "bench", "--variants", "baseline,bf16", "--seeds", 1, "--steps", 60, "--data", text_folder,
+        "bench", "--variants", "baseline,bf16", "--seeds", 1, "--steps", 30, "--data", text_folder,
         "--out", folder.root,
     )  # fmt: skip
     wait_for_steps(folder, "baseline-s0", 2)
@@ -149,7 +149,7 @@ def test_ctrl_c_stops_within_a_step_and_reports(start, efftrain, text_folder: Pa
     assert "--resume" in output
 
 
-@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.5])
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
 def test_ctrl_c_in_a_runs_first_seconds_ends_the_study(start, text_folder: Path, tmp_path: Path, seconds: float):
     folder = StudyFolder(tmp_path / "study")
     process = start(
