@@ -46,7 +46,7 @@ class NvmlSensor:
     """
 
     def __init__(self, board: "_Board", kind: Literal["energy", "power"]) -> None:
-        library = board.library
+        library = board.nvml
         doubt = board.doubt
         self.info = SensorInfo(
             name=f"gpu{board.index}", component="gpu", device=board.uuid, kind=kind,
@@ -112,7 +112,7 @@ def gpu_facts(
 class _Board:
     """A GPU board and, in `doubt`, why its readings may not be those of the run."""
 
-    library: Any
+    nvml: Any
     handle: Any
     index: int
     uuid: str
@@ -221,7 +221,7 @@ def _misnumbered(wanted: int | str, library: Any, environ: Mapping[str, str]) ->
 
 
 def _open(board: _Board) -> NvmlSensor | Absent:
-    lacking = (board.library.NVMLError_NotSupported, board.library.NVMLError_FunctionNotFound)
+    lacking = (board.nvml.NVMLError_NotSupported, board.nvml.NVMLError_FunctionNotFound)
     try:
         return NvmlSensor(board, "energy")
     except SensorError as error:
@@ -239,7 +239,7 @@ def _absent(name: str, error: SensorError) -> Absent:
 
 
 def _facts(board: _Board) -> dict[str, Any]:
-    library, handle = board.library, board.handle
+    library, handle = board.nvml, board.handle
 
     def ask(call: Callable[..., Any], *args: Any) -> Any:
         return _ask(library, call, handle, *args)

@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -7,8 +8,8 @@ from efftrain.training.config import ConfigError, OptimizerConfig, PruneConfig, 
 from efftrain.workload.presets import PRESETS, ModelConfig
 
 
-def config(**changes: object) -> RunConfig:
-    return RunConfig(**{"model": PRESETS["nano"], "steps": 30, "batch_size": 2, **changes})  # type: ignore[arg-type]
+def config(**changes: Any) -> RunConfig:
+    return RunConfig(**{"model": PRESETS["nano"], "steps": 30, "batch_size": 2, **changes})
 
 
 def test_round_trip_through_json():
