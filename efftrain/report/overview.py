@@ -180,6 +180,7 @@ def _legend(study: Study, variants: Sequence[VariantView], runs: Sequence[Run]) 
         "Figures are means over seeds; [ ] is a 95 % interval of what was read.",
         *_ratio_legend(study, variants),
         *_energy_legend(done),
+        *_teacher_legend(variants),
     ]
     if any(v.summary.on_pareto_front for v in variants) and len(variants) > 1:
         lines.append("* no other variant has both less energy per token and a lower final loss.")
@@ -211,6 +212,21 @@ def _energy_legend(done: Sequence[Run]) -> list[str]:
             sources[f"Energy of {_words(name)}: {q.method}, {q.source}."] = None
     absent = _absent(done)
     return [*sources, *([f"≥ is a lower bound; not read here: {', '.join(absent)}."] if absent else [])]
+
+
+def _teacher_legend(variants: Sequence[VariantView]) -> list[str]:
+    """What the teachers of each taught variant cost to train: apart, because one teacher may serve many students."""
+    lines: list[str] = []
+    for view in variants:
+        taught = [(r.teacher.training_energy, r.energy.total) for r in view.runs if r.teacher and r.status in COUNTED]
+        if not taught:
+            continue
+        training, own = (mean_of(list(parts)) for parts in zip(*taught, strict=True))
+        lines.append(
+            f"{view.name}: its teacher's passes are in its bill; training the teacher took "
+            f"{figure(training, interval=False)} a run besides its own {figure(own, interval=False)}."
+        )
+    return lines
 
 
 def _absent(runs: Sequence[Run]) -> list[str]:

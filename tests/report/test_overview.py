@@ -2,7 +2,9 @@
 
 import pytest
 
-from efftrain.record.schema import Run, Study
+from efftrain.record.quantities import exact
+from efftrain.record.schema import Run, Study, Teacher
+from efftrain.report.format import figure
 from efftrain.report.overview import overview
 
 Case = tuple[Study, list[Run]]
@@ -121,3 +123,21 @@ def test_an_empty_study_says_so(empty: Case) -> None:
     assert view.subtitle == "no run was recorded"
     assert view.findings == ["Nothing to compare: no variant stands beside the baseline."]
     assert view.legend == []
+
+
+def test_what_a_teacher_cost_to_train_stands_apart(small: Case) -> None:
+    study, runs = small
+    energy = {r.run_id: r.energy.total for r in runs}
+    taught = [
+        r.model_copy(
+            update={"teacher": Teacher(run_id="the baseline", training_energy=energy[f"baseline-s{r.seed}"])}
+        )
+        if r.variant == "distilled"
+        else r
+        for r in runs
+    ]  # fmt: skip
+    (line,) = [text for text in overview(study, taught).legend if "teacher" in text]
+    mean = sum(energy[f"baseline-s{seed}"].value or 0.0 for seed in (0, 1)) / 2
+    assert line.startswith("distilled: its teacher's passes are in its bill; training the teacher took ")
+    assert figure(exact(mean, "J", source="by hand"), interval=False) in line
+    assert not any("teacher" in text for text in overview(study, runs).legend)
