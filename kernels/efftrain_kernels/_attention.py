@@ -1,8 +1,7 @@
-"""The public attention call: what it accepts, and which implementation answers it.
+"""The public attention call: what it means, and which implementation answers it.
 
-Two implementations stand behind it in this release: torch's scaled_dot_product_attention, which has fused kernels on
-most devices but expresses only plain calls, and the reference, which expresses everything. Every input is checked
-here, before any arithmetic, so that a mistake is an error that names its argument and never a wrong number.
+Three stand behind it: our Triton kernels, which express everything; torch's scaled_dot_product_attention, which has
+fast kernels on most devices for plain calls; and the reference, which runs anywhere and materialises the scores.
 """
 
 import math
@@ -13,13 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efftrain_kernels import reference
+from efftrain_kernels import _ops
+from efftrain_kernels._checks import check_call
 from efftrain_kernels.reference import Window
 
-Backend = Literal["auto", "sdpa", "reference"]
-"""`auto` takes `sdpa` where it can express the call, else `reference`."""
+Backend = Literal["auto", "triton", "sdpa", "reference"]
+"""`auto` is what `explain` says: on a CPU `sdpa` where it can express the call, else `reference`; on CUDA `triton`,
+but `sdpa` for plain calls where published measurements have it ahead."""
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Implementation = Literal["triton", "sdpa", "reference"]
+
+MAX_HEAD_DIM = 256
+"""Widest head that the kernels take."""
+
+_OLDEST = (8, 0)  # compute capability: bfloat16 and asynchronous copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +33,11 @@ class Explanation:
     """Which implementation answers a call, and why.
 
     Attributes:
-        backend: `sdpa` or `reference`.
+        backend: `triton`, `sdpa` or `reference`.
         reason: one line.
     """
 
-    backend: Literal["sdpa", "reference"]
+    backend: Implementation
     reason: str
 
 
@@ -94,6 +100,10 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Exact softmax attention with grouped heads, masks, soft cap, sinks and packed sequences.
 
+    Gradients are those of q, k, v and sinks, through the output and through the log-sum-exp; the Triton backward pass
+    is the same bit for bit on every run. A second derivative raises. Under autocast, q, k and v are cast first, as
+    scaled_dot_product_attention casts them.
+
     Where Sq ≠ Sk the causal diagonal ends in the bottom-right corner: the last query sees every key. (That is
     flash-attention's alignment; torch's scaled_dot_product_attention(is_causal=True) aligns top-left.)
 
@@ -108,10 +118,11 @@ def attention(
         sinks: [Hq], one learnable logit a query head that joins the row's denominator.
         cu_seqlens_q: int32 [sequences + 1]: where each packed sequence of q begins, and Tq at the end.
         cu_seqlens_k: the same for k and v.
-        max_seqlen_q: longest packed sequence of q, a hint for kernels; checked where that waits for no device.
+        max_seqlen_q: longest packed sequence of q. None means Tq, which launches programs with nothing to do; one that
+            is too small is an error on a CPU, and on a device leaves rows out, since checking would wait for it.
         max_seqlen_k: the same for k and v.
         return_lse: also return the log-sum-exp.
-        backend: `auto`, `sdpa` or `reference`; `explain` tells which one `auto` takes.
+        backend: `auto`, `triton`, `sdpa` or `reference`; `explain` tells which one `auto` takes.
 
     Returns:
         Output shaped and typed as `q`; with `return_lse` also the natural log-sum-exp of each row, sinks included,
@@ -121,18 +132,20 @@ def attention(
         TypeError: an argument of the wrong kind or dtype; the message names it.
         ValueError: shapes that do not agree, a value out of range, or a backend that cannot express the call.
     """
+    q, k, v = _under_autocast(q, k, v)
     chosen = explain(
         q, k, v, causal=causal, softmax_scale=softmax_scale, window=window, softcap=softcap, sinks=sinks,
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
         return_lse=return_lse, backend=backend,
     )  # fmt: skip
+    left, right = _band(window, causal=causal)
     if chosen.backend == "sdpa":
-        masked = causal or window[1] == 0
         grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=masked, scale=softmax_scale, enable_gqa=grouped)
-    out, lse = reference.attention(
-        q, k, v, causal=causal, softmax_scale=softmax_scale, window=window, softcap=softcap, sinks=sinks,
-        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
+        return F.scaled_dot_product_attention(q, k, v, is_causal=right == 0, scale=softmax_scale, enable_gqa=grouped)
+    out, lse = _ops.attention_forward(
+        q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, _longest(q, cu_seqlens_q, max_seqlen_q),
+        _longest(k, cu_seqlens_k, max_seqlen_k), 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale,
+        left, right, softcap, chosen.backend,
     )  # fmt: skip
     return (out, lse) if return_lse else out
 
@@ -161,30 +174,103 @@ def explain(
         ValueError: as `attention`.
     """
     if backend not in get_args(Backend):
-        raise ValueError(f"backend {backend!r}: this release has {', '.join(get_args(Backend))}")
-    packed = cu_seqlens_q is not None or cu_seqlens_k is not None
-    _check_tensors(q, k, v, packed=packed)
-    _check_scalars(causal=causal, softmax_scale=softmax_scale, softcap=softcap)
-    _check_window(window)
-    _check_sinks(sinks, q)
-    _check_packing("cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, q, packed=packed)
-    _check_packing("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k, packed=packed)
-    if cu_seqlens_q is not None and cu_seqlens_k is not None and cu_seqlens_q.shape != cu_seqlens_k.shape:
-        raise ValueError(
-            f"cu_seqlens_k holds {len(cu_seqlens_k) - 1} sequences and cu_seqlens_q {len(cu_seqlens_q) - 1}: "
-            "they must hold as many"
-        )
-    band = (window[0], 0 if causal else window[1])
-    obstacle = _beyond_sdpa(q, k, band, softcap, sinks, packed=packed, return_lse=return_lse)
-    if backend == "reference":
-        return Explanation("reference", "asked for")
-    if backend == "sdpa":
-        if obstacle:
-            raise ValueError(f"backend 'sdpa' cannot express {obstacle}; use backend='auto' or 'reference'")
-        return Explanation("sdpa", "asked for")
-    if obstacle:
-        return Explanation("reference", f"scaled_dot_product_attention cannot express {obstacle}")
-    return Explanation("sdpa", "a plain call, which scaled_dot_product_attention expresses")
+        raise ValueError(f"backend {backend!r}: choose one of {', '.join(get_args(Backend))}")
+    q, k, v = _under_autocast(q, k, v)
+    check_call(
+        q, k, v, causal=causal, softmax_scale=softmax_scale, window=window, softcap=softcap, sinks=sinks,
+        cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k,
+    )  # fmt: skip
+    packed = cu_seqlens_q is not None
+    beyond_sdpa = _beyond_sdpa(q, k, _band(window, causal=causal), softcap, sinks, packed=packed, return_lse=return_lse)
+    match backend:
+        case "reference":
+            return Explanation("reference", "asked for")
+        case "sdpa" if beyond_sdpa:
+            raise ValueError(
+                f"backend 'sdpa' cannot express {beyond_sdpa}; use backend='auto', 'triton' or 'reference'"
+            )
+        case "sdpa":
+            return Explanation("sdpa", "asked for")
+        case "triton":
+            obstacle = _beyond_triton(q)
+            if obstacle:
+                raise ValueError(f"backend 'triton': {obstacle}; use backend='auto' or 'reference'")
+            return Explanation("triton", "asked for")
+        case "auto":
+            return _automatic(q, beyond_sdpa)
+
+
+def _automatic(q: Tensor, beyond_sdpa: str | None) -> Explanation:
+    beyond_triton = "tensors on a CPU have no kernels" if q.device.type == "cpu" else _beyond_triton(q)
+    if beyond_sdpa is None:
+        if beyond_triton:
+            return Explanation("sdpa", "a plain call, which scaled_dot_product_attention expresses")
+        if torch.are_deterministic_algorithms_enabled():
+            return Explanation("triton", "deterministic algorithms are asked for, and its backward pass always is")
+        if q.element_size() == 2:
+            return Explanation("sdpa", "a plain call in 16 bits, where published measurements have cuDNN ahead")
+        return Explanation("triton", "a plain call")
+    lacking = f"scaled_dot_product_attention cannot express {beyond_sdpa}"
+    if beyond_triton:
+        return Explanation("reference", f"{lacking}, and {beyond_triton}")
+    return Explanation("triton", lacking)
+
+
+def _beyond_triton(q: Tensor) -> str | None:
+    """Why the kernels cannot take these tensors; None where they can."""
+    if q.dtype == torch.float64:
+        return "the kernels have no float64"
+    if q.shape[-1] > MAX_HEAD_DIM:
+        return f"head_dim {q.shape[-1]} is above {MAX_HEAD_DIM}, the kernels' widest"
+    if q.device.type == "cuda":
+        return _beyond_device(q)
+    if q.device.type != "cpu":
+        return f"the kernels run on CUDA, not on {q.device.type}"
+    return None if _interpreting() else "on CPU tensors it needs TRITON_INTERPRET=1 in the environment at start"
+
+
+@torch.compiler.assume_constant_result
+def _interpreting() -> bool:
+    try:
+        from efftrain_kernels._kernels.launch import interpreting
+    except ImportError:
+        return False
+    return interpreting()
+
+
+@torch.compiler.assume_constant_result
+def _beyond_device(q: Tensor) -> str | None:
+    major, minor = torch.cuda.get_device_capability(q.device)
+    if (major, minor) >= _OLDEST:
+        return None
+    return f"compute capability {major}.{minor} is below {_OLDEST[0]}.{_OLDEST[1]}, the kernels' least"
+
+
+def _under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors in autocast's type where it is on, as it casts the arguments of scaled_dot_product_attention."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in tensors
+    )
+
+
+def _band(window: Window, *, causal: bool) -> Window:
+    """The window with causality folded in: no key to the right of the diagonal."""
+    left, right = window
+    return (left, 0) if causal else (left, right)
+
+
+def _longest(x: Tensor, cu_seqlens: Tensor | None, given: int | None) -> int:
+    """Tokens of the longest sequence, or at least as many."""
+    if cu_seqlens is None:
+        return x.shape[2]
+    if given is not None:
+        return given
+    return x.shape[0]
 
 
 def _beyond_sdpa(
@@ -203,106 +289,3 @@ def _beyond_sdpa(
     if sinks is not None:
         return "sinks"
     return "the log-sum-exp" if return_lse else None
-
-
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, packed: bool) -> None:
-    layout = "[tokens, heads, head_dim] where cu_seqlens are given" if packed else "[batch, heads, tokens, head_dim]"
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, not {type(x).__name__}")
-        if x.ndim != (3 if packed else 4):
-            raise ValueError(f"{name} has shape {list(x.shape)}; expected {layout}")
-        if x.dtype not in _DTYPES:
-            raise TypeError(f"{name} is {x.dtype}; expected float16, bfloat16, float32 or float64")
-        if x.dtype != q.dtype:
-            raise TypeError(f"{name} is {x.dtype} and q {q.dtype}; cast them to one type")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device} and q on {q.device}; move them to one device")
-        if x.shape[-1] > 1 and x.stride(-1) != 1:
-            raise ValueError(
-                f"{name}: stride {x.stride(-1)} in the last dimension, expected 1; use {name}.contiguous()"
-            )
-    _check_shapes(q, k, v, packed=packed)
-
-
-def _check_shapes(q: Tensor, k: Tensor, v: Tensor, *, packed: bool) -> None:
-    if v.shape != k.shape:
-        raise ValueError(f"v has shape {list(v.shape)}; expected the shape of k, {list(k.shape)}")
-    if k.shape[-1] != q.shape[-1] or q.shape[-1] == 0:
-        raise ValueError(f"k has head_dim {k.shape[-1]} and q {q.shape[-1]}; expected one, at least 1")
-    if not packed and k.shape[0] != q.shape[0]:
-        raise ValueError(f"k has batch {k.shape[0]} and q {q.shape[0]}; expected one")
-    heads, kv_heads = q.shape[1], k.shape[1]
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"k has {kv_heads} heads, which must divide the {heads} heads of q")
-
-
-def _check_scalars(*, causal: bool, softmax_scale: float | None, softcap: float) -> None:
-    if not isinstance(causal, bool):
-        raise TypeError(f"causal must be True or False, not {causal!r}")
-    if softmax_scale is not None:
-        if not isinstance(softmax_scale, (int, float)):
-            raise TypeError(f"softmax_scale must be a number or None, not {type(softmax_scale).__name__}")
-        if not math.isfinite(softmax_scale):
-            raise ValueError(f"softmax_scale must be finite, not {softmax_scale}")
-    if not isinstance(softcap, (int, float)):
-        raise TypeError(f"softcap must be a number, not {type(softcap).__name__}; 0 is off")
-    if not (math.isfinite(softcap) and softcap >= 0):
-        raise ValueError(f"softcap must be finite and at least 0 (off), not {softcap}")
-
-
-def _check_window(window: Window) -> None:
-    if not isinstance(window, (tuple, list)) or len(window) != 2:
-        raise TypeError(f"window must be a pair (left, right), not {window!r}")
-    for side, size in zip(("left", "right"), window, strict=True):
-        if size is None:
-            continue
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"window: {side} must be an int or None, not {type(size).__name__}")
-        if size < 0:
-            raise ValueError(f"window: {side} must be at least 0, not {size}; None is unbounded")
-
-
-def _check_sinks(sinks: Tensor | None, q: Tensor) -> None:
-    if sinks is None:
-        return
-    if not isinstance(sinks, Tensor) or not sinks.is_floating_point():
-        raise TypeError("sinks must be a floating-point tensor or None")
-    if sinks.shape != (q.shape[1],):
-        raise ValueError(f"sinks has shape {list(sinks.shape)}; expected one logit a query head, [{q.shape[1]}]")
-    if sinks.device != q.device:
-        raise ValueError(f"sinks is on {sinks.device} and q on {q.device}; move them to one device")
-
-
-def _check_packing(
-    name: str, cu_seqlens: Tensor | None, longest_name: str, longest: int | None, x: Tensor, *, packed: bool
-) -> None:
-    if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int)):
-        raise TypeError(f"{longest_name} must be an int or None, not {type(longest).__name__}")
-    if not packed:
-        if longest is not None:
-            raise ValueError(f"{longest_name} goes with {name}; leave it out where sequences are not packed")
-        return
-    if cu_seqlens is None:
-        raise ValueError(f"{name} is missing: packed sequences need cu_seqlens_q and cu_seqlens_k")
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(cu_seqlens).__name__}")
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, not {cu_seqlens.dtype}")
-    if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
-        raise ValueError(f"{name} has shape {list(cu_seqlens.shape)}; expected [sequences + 1], at least 2")
-    if cu_seqlens.device != x.device:
-        raise ValueError(f"{name} is on {cu_seqlens.device} and {name[-1]} on {x.device}; move them to one device")
-    if cu_seqlens.is_cpu:  # elsewhere, reading the values would wait for the device
-        _check_offsets(name, cu_seqlens, longest_name, longest, tokens=x.shape[0])
-
-
-def _check_offsets(name: str, cu_seqlens: Tensor, longest_name: str, longest: int | None, tokens: int) -> None:
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-    if first != 0 or last != tokens:
-        raise ValueError(f"{name} runs from {first} to {last}; expected 0 to {tokens}, the tokens of {name[-1]}")
-    lengths = cu_seqlens.diff()
-    if bool((lengths < 0).any()):
-        raise ValueError(f"{name} must not decrease; it holds {cu_seqlens.tolist()}")
-    if longest is not None and int(lengths.max()) > longest:
-        raise ValueError(f"{longest_name} is {longest}, but a sequence of {name[-1]} has {int(lengths.max())} tokens")

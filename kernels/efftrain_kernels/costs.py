@@ -12,10 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry
 
 Shape = Sequence[int]
 _LSE_BYTES = 4  # float32
+_SMALLEST_INT8, _SCALE_BLOCK, _SCALE_BYTES = 4096, 256, 4  # elements, elements, float32: of 8-bit moments
 
 
 def attention_flops(q_shape: Shape, k_shape: Shape, v_shape: Shape) -> int:
@@ -69,6 +72,51 @@ def attention_backward_bytes(q_shape: Shape, k_shape: Shape, v_shape: Shape, *, 
     return itemsize * (2 * inputs + 2 * _rows(q_shape) * v_shape[3]) + _LSE_BYTES * _rows(q_shape)
 
 
+def attention_op_flops(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Any, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int, max_seqlen_k: int, *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    """FLOP of one `efftrain::attention_forward`, from its arguments."""
+    pairs = _op_pairs(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_k)
+    return 2 * pairs * (q.shape[-1] + v.shape[-1])
+
+
+def attention_backward_op_flops(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_lse: Any, sinks: Any,
+    cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, max_seqlen_q: int, max_seqlen_k: int, *rest: Any,
+    **__: Any,
+) -> int:  # fmt: skip
+    """Hardware FLOP of one `efftrain::attention_backward`, from its arguments.
+
+    The kernels compute the scores and the weights' gradients twice, once for keys and values and once for queries: 7
+    products where the reference, like other fused kernels, does 5 and the model needs 4.
+    """
+    pairs = _op_pairs(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_k)
+    return 2 * pairs * executed_widths(rest[-1], q.shape[-1], v.shape[-1])
+
+
+def executed_widths(kernel: str, key_width: int, value_width: int) -> int:
+    """Head widths summed over the products of a backward pass, as `kernel` executes them.
+
+    Args:
+        kernel: `triton` for this package's kernels; anything else is a single fused pass.
+        key_width: D, of the products S = Q·Kᵀ, dQ and dK.
+        value_width: Dv, of dP = dO·Vᵀ and dV.
+    """
+    if kernel == "triton":
+        return 4 * key_width + 3 * value_width
+    return 3 * key_width + 2 * value_width
+
+
+def _op_pairs(q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, longest_k: int) -> int:
+    """Query–key pairs over all heads; at most that many where the offsets have no values (fake tensors)."""
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        return q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+    if isinstance(cu_seqlens_q, FakeTensor) or cu_seqlens_q.is_meta:
+        return q.shape[1] * q.shape[0] * min(longest_k, k.shape[0])
+    return q.shape[1] * int((cu_seqlens_q.diff().long() * cu_seqlens_k.diff().long()).sum())
+
+
 def missing_formulas() -> dict[torch._ops.OpOverloadPacket, Callable[..., int]]:
     """Those of `FORMULAS` that this torch's registry lacks, so that nothing is registered twice.
 
@@ -104,3 +152,56 @@ FORMULAS: dict[torch._ops.OpOverloadPacket, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_backward,
 }
+
+
+def adamw_flops(*_: Any, **__: Any) -> int:
+    """FLOP of a step of AdamW: 0, because torch's counter counts no element-wise work anywhere."""
+    return 0
+
+
+def adamw_bytes(
+    numel: int,
+    *,
+    param_dtype: torch.dtype,
+    grad_dtype: torch.dtype,
+    state_dtype: str = "float32",
+    master_weights: str | None = None,
+    amsgrad: bool = False,
+    clipping: bool = False,
+) -> int:
+    """Least bytes of a step of AdamW on one tensor: all that it needs read once, all that it changes written once.
+
+    Args:
+        numel: elements of the parameter; below 4096, 8-bit moments are float32 ones.
+        param_dtype: of the parameter.
+        grad_dtype: of its gradient.
+        state_dtype: float32, bfloat16 or int8, as for `AdamW`.
+        master_weights: None, float32 (the parameter itself is then only written) or split16.
+        amsgrad: whether the largest second moment is kept too.
+        clipping: whether a pass over the gradient takes its norm first.
+    """
+    eight_bits = state_dtype == "int8" and numel >= _SMALLEST_INT8
+    moment = 1 if eight_bits else 2 if state_dtype == "bfloat16" else 4
+    moments = (3 if amsgrad else 2) * (moment * numel + (_SCALE_BYTES * -(-numel // _SCALE_BLOCK) if eight_bits else 0))
+    param = numel * param_dtype.itemsize
+    weights = {None: 2 * param, "float32": param + 2 * 4 * numel, "split16": 2 * (param + 2 * numel)}
+    small = param_dtype.itemsize == 2  # larger parameters are their own master weights
+    grads = (2 if clipping else 1) * numel * grad_dtype.itemsize
+    return grads + 2 * moments + weights[master_weights if small else None]
+
+
+def _forward_op_bytes(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    elements = q.numel() + k.numel() + v.numel() + q.numel()
+    return q.element_size() * elements + _LSE_BYTES * q.numel() // q.shape[-1]
+
+
+def _backward_op_bytes(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> int:
+    elements = 2 * (q.numel() + k.numel() + v.numel()) + 2 * grad.numel()
+    return q.element_size() * elements + _LSE_BYTES * q.numel() // q.shape[-1]
+
+
+BYTES: dict[str, Callable[..., int]] = {
+    "efftrain::attention_forward": _forward_op_bytes,
+    "efftrain::attention_backward": _backward_op_bytes,
+}
+"""Least bytes of one call of each of our ops, from its own arguments."""

@@ -1,5 +1,9 @@
 """What the public call accepts and refuses, and which implementation it takes."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -51,6 +55,7 @@ def test_what_sdpa_lacks_is_the_references(settings, named):
     assert named in told.reason
     keep_lse = settings.pop("return_lse", False)
     out, lse = reference.attention(q, k, v, **settings)
+    assert explain(q, k, v, return_lse=keep_lse, backend="triton", **settings).backend == "triton"
     result = attention(q, k, v, return_lse=keep_lse, **settings)
     got = result if keep_lse else (result, lse)
     assert torch.equal(got[0], out)
@@ -84,9 +89,42 @@ def test_asked_for_is_said_so():
     )  # fmt: skip
 
 
-def test_triton_is_not_among_the_backends_yet():
-    with pytest.raises(ValueError, match="backend 'triton': this release has auto, sdpa, reference"):
-        attention(*qkv(), backend="triton")
+def test_triton_is_taken_only_where_asked_for_on_a_cpu():
+    q, k, v = qkv()
+    assert explain(q, k, v, backend="triton").backend == "triton"  # the tests run in triton's interpreter
+    assert "on a CPU have no kernels" in explain(q, k, v, softcap=1.0).reason
+
+
+def test_triton_says_what_it_cannot_take():
+    q, k, v = qkv(dtype=torch.float64)
+    with pytest.raises(ValueError, match="backend 'triton': the kernels have no float64; use backend='auto'"):
+        attention(q, k, v, backend="triton")
+    q, k, v = draw(3, 1, 1, 2, 257)
+    with pytest.raises(ValueError, match="head_dim 257 is above 256"):
+        attention(q, k, v, backend="triton")
+    assert explain(q, k, v, softcap=1.0).backend == "reference"
+
+
+def test_triton_on_a_cpu_needs_the_interpreter():
+    code = (
+        "import torch, efftrain_kernels as e; q = torch.zeros(1, 1, 1, 16); print(e.explain(q, q, q).backend);"
+        "e.attention(q, q, q, backend='triton')"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "sdpa\n"
+    assert "on CPU tensors it needs TRITON_INTERPRET=1 in the environment" in done.stderr.splitlines()[-1]
+
+
+def test_mixed_types_under_autocast_become_one():
+    q, k, v = qkv()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for settings in ({}, {"window": (1, 0)}):  # scaled_dot_product_attention, and ours
+            out = attention(q, k, v.bfloat16(), **settings)
+            assert out.dtype == torch.bfloat16
+        assert explain(q, k, v.bfloat16()).backend == "sdpa"
+    with pytest.raises(TypeError, match="cast them to one type"):
+        attention(q, k, v.bfloat16())
 
 
 def test_compiles_without_a_graph_break():

@@ -1,0 +1,37 @@
+"""One kernel launch as data: what is launched on a device is what the ahead-of-time check compiles."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from triton.runtime.interpreter import InterpretedFunction
+
+from efftrain_kernels._kernels import probe
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel with everything that it is called with.
+
+    Attributes:
+        kernel: a function under `triton.jit`.
+        arguments: by parameter name, constexprs included; tensors, ints, floats, bools, None.
+        grid: programs along each axis.
+        num_warps: warps a program.
+        num_stages: depth of the software pipeline.
+    """
+
+    kernel: Any
+    arguments: dict[str, Any]
+    grid: tuple[int, ...]
+    num_warps: int
+    num_stages: int
+
+    def run(self) -> None:
+        """Launch on the device of the arguments, or run in the interpreter."""
+        if all(self.grid):
+            self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in triton's interpreter: TRITON_INTERPRET=1 was set before they were imported."""
+    return isinstance(probe.nothing, InterpretedFunction)
