@@ -14,7 +14,8 @@ USAGE = 2
 
 Preset = Annotated[str, typer.Option(help="Size of the study: quick, standard or full.")]
 Variants = Annotated[
-    str | None, typer.Option(help="Comma-separated: baseline,bf16,recompute,pruned,distilled,fp16,tf32,compile.")
+    str | None,
+    typer.Option(help="Comma-separated: baseline,bf16,recompute,selective,pruned,distilled,fp16,tf32,compile,kernels."),
 ]
 Model = Annotated[str | None, typer.Option(help="nano, micro, small or 1b; the preset's if not given.")]
 Data = Annotated[

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from efftrain.record.recorder import Phase, Recorder
-from efftrain_kernels.costs import missing_formulas
+from efftrain_kernels.costs import executed_widths, missing_formulas
 
 CostPhase = Literal["forward", "recompute", "backward", "optimizer"]
 """A phase as costs know it; `recompute` stands apart from the backward pass that holds it."""
@@ -315,10 +315,12 @@ class _Op:
         flops = int(self.formula(*args, **kwargs, out_val=result))
         if not self.attention_backward:
             return flops, flops
-        # A fused backward does five products where twice the forward is four: S = QKᵀ comes again. Each costs as much
-        # as its head width: S, dQ and dK that of the keys, dP and dV that of the values.
+        # A fused backward does five products where twice the forward is four: S = QKᵀ comes again (ours, in two
+        # passes, does seven). Each costs as much as its head width: S, dQ and dK that of the keys, dP and dV that of
+        # the values.
         key, value = args[2].shape[-1], args[3].shape[-1]
-        return flops, flops * (2 * key + 2 * value) // (3 * key + 2 * value)
+        kernel = str(args[-1]) if self.name.startswith("efftrain.") else ""
+        return flops, flops * (2 * key + 2 * value) // executed_widths(kernel, key, value)
 
     def traffic(self, args: _Arguments, kwargs: _Keywords, result: Any) -> int:
         """Bytes read and written by one call; 0 for a view, whether its schema says so or not (`_unsafe_view`)."""

@@ -29,6 +29,8 @@ class Variant:
 
     summary: str
     sets: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
     scales: Mapping[str, float] = field(default_factory=dict)
     distill: "Distill | None" = None
     cuda_only: str = ""
@@ -48,6 +50,7 @@ VARIANTS: dict[str, Variant] = {
     "recompute": Variant(
         summary="every block's activations are computed again in the backward pass", sets={"recompute": "full"}
     ),
+    "selective": Variant(summary="as recompute, but attention's output is kept", sets={"recompute": "selective"}),
     "pruned": Variant(
         summary="dense for a third of the tokens, then half of the heads and MLP channels are removed",
         sets={"prune": PruneConfig()},
@@ -64,6 +67,12 @@ VARIANTS: dict[str, Variant] = {
         cuda_only="TF32 is a format of NVIDIA's matrix units; a CPU has none",
     ),
     "compile": Variant(summary="the model compiled by torch.compile", sets={"compile": True}),
+    "kernels": Variant(
+        summary="attention and AdamW by efftrain's own kernels",
+        model={"attention": "efftrain"},
+        optimizer={"name": "efftrain"},
+        cuda_only="the kernels need CUDA; on a CPU both fall back to plain PyTorch",
+    ),
 }
 
 QUICK_VARIANTS = (BASELINE, "bf16", "recompute", "pruned", "distilled")
@@ -75,13 +84,13 @@ def apply_variant(base: RunConfig, variant: Variant) -> RunConfig:
     Raises:
         ConfigError: the two do not go together: too few steps to prune in, say.
     """
-    model = dataclasses.replace(
-        base.model, **{name: math.ceil(getattr(base.model, name) * factor) for name, factor in variant.scales.items()}
-    )
+    scaled = {name: math.ceil(getattr(base.model, name) * factor) for name, factor in variant.scales.items()}
+    model = dataclasses.replace(base.model, **scaled, **variant.model)
+    optimizer = dataclasses.replace(base.optimizer, **variant.optimizer)
     distill = variant.distill and DistillConfig(
         teacher=base.model, temperature=variant.distill.temperature, weight=variant.distill.weight
     )
-    return dataclasses.replace(base, model=model, distill=distill, **variant.sets)
+    return dataclasses.replace(base, model=model, optimizer=optimizer, distill=distill, **variant.sets)
 
 
 def unavailable(variant: Variant, device: str) -> str | None:

@@ -15,8 +15,9 @@ from efftrain.workload.presets import ModelConfig
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """`bf16` and `fp16` are autocast over fp32 weights; `tf32` lets fp32 matrix products round their inputs."""
 
-Recompute = Literal["none", "full"]
-"""Activation recomputation: `full` keeps each block's input and computes the rest again in the backward pass."""
+Recompute = Literal["none", "full", "selective"]
+"""Activation recomputation: `full` keeps each block's input and computes the rest again in the backward pass;
+`selective` also keeps what attention returns, whose cost grows with the square of the sequence."""
 
 OptimizerName = Literal["torch", "efftrain"]
 

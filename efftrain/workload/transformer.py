@@ -44,7 +44,8 @@ def kernel_attention(q_bhtq: Tensor, k_bktq: Tensor, v_bktq: Tensor, dropout: fl
     """
     if dropout:
         raise ValueError(f"attention 'efftrain' has no dropout ({dropout} was asked for); use 'sdpa' or dropout 0")
-    return efftrain_attention(q_bhtq, k_bktq, v_bktq, causal=True)
+    # The kernel itself on CUDA, where "auto" may hand a plain call to torch.
+    return efftrain_attention(q_bhtq, k_bktq, v_bktq, causal=True, backend="triton" if q_bhtq.is_cuda else "auto")
 
 
 ATTENTION: dict[Attention, AttentionFunction] = {
@@ -52,6 +53,17 @@ ATTENTION: dict[Attention, AttentionFunction] = {
     "sdpa": sdpa_attention,
     "efftrain": kernel_attention,
 }
+
+ATTENTION_OPS = frozenset(
+    {
+        torch.ops.efftrain.attention_forward.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    }
+)
+"""The ops that those functions come down to; `eager` has none of its own."""
 
 
 class SelfAttention(nn.Module):

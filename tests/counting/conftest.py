@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from efftrain.counting.flops import PhaseMark
 from efftrain.counting.memory import Held
+from efftrain.training.config import Recompute
+from efftrain.training.recompute import apply_recompute
 from efftrain.workload.presets import ModelConfig
 from efftrain.workload.transformer import Transformer
 from efftrain_kernels import AdamW
@@ -24,14 +25,13 @@ class Training:
     config: ModelConfig
     micro_batches: int = 1
     bf16: bool = False
-    recompute: bool = False
+    recompute: Recompute = "none"
     optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW
     optimizer_settings: dict[str, Any] = field(default_factory=lambda: {"foreach": True})
 
     def __post_init__(self) -> None:
         self.model = Transformer(self.config)
-        if self.recompute:
-            self.model.run_block = lambda block, *inputs: checkpoint(block, *inputs, use_reentrant=False)
+        apply_recompute(self.model, self.recompute)
         self.optimizer = self.optimizer_class(self.model.parameters(), **self.optimizer_settings)
         self.tokens_bt = torch.zeros(BATCH, self.config.seq_len + 1, dtype=torch.int64)
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils import flop_counter
 
+import efftrain_kernels
 from efftrain.counting.flops import CostCounter, CostRow, StepCost, _formulas, count_step, fake_mode
+from efftrain.workload.transformer import ATTENTION
 
 FORMS = {
     "mha": {"num_kv_heads": 4},
@@ -34,7 +36,7 @@ def plain(training) -> StepCost:
 
 @pytest.fixture(scope="module")
 def recomputed(training) -> StepCost:
-    return count(training, recompute=True)
+    return count(training, recompute="full")
 
 
 def flops_of(cost: StepCost, name: str = "flops") -> dict[str, int]:
@@ -79,7 +81,7 @@ def test_model_flops_are_the_closed_form(training, form):
         {"model": {"attention": "efftrain", "num_kv_heads": 4}},
         {"bf16": True},
         {"micro_batches": 2},
-        {"micro_batches": 2, "recompute": True, "bf16": True},
+        {"micro_batches": 2, "recompute": "full", "bf16": True},
         {"efftrain_adamw": True},
     ],
     ids=str,
@@ -101,7 +103,7 @@ def test_backward_is_twice_forward_in_the_model_and_more_in_a_fused_kernel(train
 
 def test_recomputation_adds_the_blocks_up_to_the_early_stop(training, plain, recomputed):
     settings = {"model": {"attention": "eager"}, "bf16": True}
-    eager = count(training, **settings), count(training, recompute=True, **settings)
+    eager = count(training, **settings), count(training, recompute="full", **settings)
     for attention, (once, twice) in {"sdpa": (plain, recomputed), "eager": eager}.items():
         # down_proj saves its input for backward, and nothing else of the block is needed: its product is not done.
         block = block_forward(training, attention)
@@ -112,6 +114,23 @@ def test_recomputation_adds_the_blocks_up_to_the_early_stop(training, plain, rec
         assert flops_of(twice)["forward"] == flops_of(once)["forward"]
         assert flops_of(twice)["backward"] == flops_of(once)["backward"]
         assert flops_of(once)["recompute"] == 0
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "efftrain", "reference"])
+def test_attention_in_the_save_set_is_not_computed_again(training, attention, monkeypatch):
+    if attention == "reference":  # the op of our own kernels, which a CPU takes where torch cannot express the call
+        monkeypatch.setitem(ATTENTION, "efftrain", attend_by_op)
+    settings = {"model": {"attention": "sdpa" if attention == "sdpa" else "efftrain"}}
+    full, selective = (count(training, recompute=r, **settings) for r in ("full", "selective"))
+    again = sum(r.flops for r in full.rows if r.phase == "recompute" and "attention" in r.op)
+    assert again > 0
+    assert not [r for r in selective.rows if r.phase == "recompute" and "attention" in r.op and r.flops]
+    assert full.flops - selective.flops == again
+    assert full.model_flops == selective.model_flops
+
+
+def attend_by_op(q, k, v, dropout):
+    return efftrain_kernels.attention(q, k, v, causal=True, backend="reference")
 
 
 def test_every_product_stands_under_its_module(training, recomputed):
@@ -201,7 +220,7 @@ def test_counting_leaves_the_real_training_alone(training):
         state = [x for s in trained.optimizer.state.values() for x in s.values()]
         return [x.clone() for x in [*trained.model.state_dict().values(), *state, torch.get_rng_state()]]
 
-    settings = {"model": {"dropout": 0.1}, "recompute": True}
+    settings = {"model": {"dropout": 0.1}, "recompute": "full"}
     real = training(**settings)
     real.step(lambda phase: None)
     before = frozen(real)
@@ -309,4 +328,4 @@ def test_every_attention_backward_takes_query_key_and_value_where_they_are_looke
     assert len(ops) >= 6
     for op in ops:
         names = [argument.name for argument in op.default._schema.arguments]
-        assert names[1:4] == ["query", "key", "value"], op
+        assert names[1:4] in (["query", "key", "value"], ["q", "k", "v"]), op

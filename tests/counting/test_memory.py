@@ -49,8 +49,8 @@ def test_prediction_is_the_measured_peak_to_the_byte_where_no_block_is_recompute
         {"bf16": True},
         {"micro_batches": 2, "efftrain_adamw": True},
         # the generator states that checkpoint keeps, 5 KiB a block, are unknown to MemTracker: large enough for them
-        {"recompute": True, "model": {"seq_len": 128, "vocab_size": 320}},
-        {"recompute": True, "bf16": True, "model": {"seq_len": 128, "vocab_size": 320}},
+        {"recompute": "full", "model": {"seq_len": 128, "vocab_size": 320}},
+        {"recompute": "full", "bf16": True, "model": {"seq_len": 128, "vocab_size": 320}},
     ],
     ids=str,
 )

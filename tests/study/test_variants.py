@@ -25,8 +25,14 @@ def test_the_student_is_smaller_than_its_teacher():
     assert student.distill.teacher == BASE.model
 
 
+def test_the_kernels_are_attention_and_the_optimizer():
+    config = apply_variant(BASE, VARIANTS["kernels"])
+    assert (config.model.attention, config.optimizer.name) == ("efftrain", "efftrain")
+
+
 def test_availability_depends_on_the_device():
     assert unavailable(VARIANTS["tf32"], "cpu")
+    assert unavailable(VARIANTS["kernels"], "cpu")
     assert unavailable(VARIANTS["tf32"], "cuda:0") is None
     assert all(unavailable(VARIANTS[name], "cpu") is None for name in QUICK_VARIANTS)
     assert [v for v in QUICK_VARIANTS if v not in make_plan(Request()).variants] == []

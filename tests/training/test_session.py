@@ -64,11 +64,11 @@ def test_recomputed_gradients_are_bitwise_those_without(tiny_config, random_batc
     base = tiny_config()
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, attention=attention))
     tokens = random_batches(base).train(1)
-    plain, again = (
+    plain, full, selective = (
         gradients(build_session(dataclasses.replace(base, recompute=recompute)), tokens)
-        for recompute in ("none", "full")
+        for recompute in ("none", "full", "selective")
     )
-    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(plain, full, selective, strict=True))
 
 
 def test_recomputation_with_dropout_repeats_the_same_draws(tiny_config, random_batches):
