@@ -13,6 +13,7 @@ import triton.language as tl
 
 from efftrain_kernels._kernels.tiles import (
     LOG2E,
+    SIZES,
     bands,
     load_rows,
     masked_start,
@@ -24,7 +25,7 @@ from efftrain_kernels._kernels.tiles import (
 )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def delta(
     out_ptr, grad_ptr, grad_lse_ptr, delta_ptr, cu_q_ptr,
     out_batch, out_head, out_row, grad_batch, grad_head, grad_row, grad_lse_batch, grad_lse_head, grad_lse_row,
@@ -93,7 +94,7 @@ def _keys_step(
     return tl.dot(d_scores.to(q.dtype), q, dk, input_precision=PRECISION), dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def keys_and_values(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_q_ptr, cu_k_ptr,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, grad_batch, grad_head, grad_row,
@@ -169,7 +170,7 @@ def _queries_step(
     return tl.dot(d_scores.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def queries(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, cu_q_ptr, cu_k_ptr,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, grad_batch, grad_head, grad_row,

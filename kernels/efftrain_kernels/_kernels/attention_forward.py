@@ -12,6 +12,7 @@ import triton.language as tl
 from efftrain_kernels._kernels.tiles import (
     LN2,
     LOG2E,
+    SIZES,
     bands,
     load_rows,
     masked_start,
@@ -59,7 +60,7 @@ def _attend(
     return acc, total * decay + tl.sum(weights, 1), new_peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, sinks_ptr, cu_q_ptr, cu_k_ptr,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head, out_row,

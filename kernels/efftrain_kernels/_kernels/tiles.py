@@ -13,6 +13,11 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
+SIZES = (
+    "heads", "kv_heads", "len_q", "len_k", "blocks", "lanes", "section", "left", "right", "lse_batch", "lse_head",
+)  # fmt: skip
+"""Arguments of which no kernel is compiled anew when they become, or cease to be, a multiple of 16."""
+
 
 @triton.jit
 def place(blocks, lanes, section, REVERSED: tl.constexpr):
