@@ -5,6 +5,7 @@ fast kernels on most devices for plain calls; and the reference, which runs anyw
 """
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Literal, get_args, overload
 
@@ -26,6 +27,7 @@ MAX_HEAD_DIM = 256
 """Widest head that the kernels take."""
 
 _OLDEST = (8, 0)  # compute capability: bfloat16 and asynchronous copies
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # which triton reads where kernels are imported
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,24 +228,14 @@ def _beyond_triton(q: Tensor) -> str | None:
         return _beyond_device(q)
     if q.device.type != "cpu":
         return f"the kernels run on CUDA, not on {q.device.type}"
-    return None if _interpreting() else "on CPU tensors it needs TRITON_INTERPRET=1 in the environment at start"
+    return None if _INTERPRETED else "on CPU tensors it needs TRITON_INTERPRET=1 in the environment at start"
 
 
-@torch.compiler.assume_constant_result
-def _interpreting() -> bool:
-    try:
-        from efftrain_kernels._kernels.launch import interpreting
-    except ImportError:
-        return False
-    return interpreting()
-
-
-@torch.compiler.assume_constant_result
 def _beyond_device(q: Tensor) -> str | None:
-    major, minor = torch.cuda.get_device_capability(q.device)
-    if (major, minor) >= _OLDEST:
+    properties = torch.cuda.get_device_properties(q.device)
+    if (properties.major, properties.minor) >= _OLDEST:
         return None
-    return f"compute capability {major}.{minor} is below {_OLDEST[0]}.{_OLDEST[1]}, the kernels' least"
+    return f"compute capability {properties.major}.{properties.minor} is below {_OLDEST[0]}.{_OLDEST[1]}"
 
 
 def _under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -200,7 +200,25 @@ def _backward_op_bytes(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any, *
     return q.element_size() * elements + _LSE_BYTES * q.numel() // q.shape[-1]
 
 
+def _adamw_step_bytes(params: Sequence[Tensor], grads: Sequence[Tensor], *rest: Any, **__: Any) -> int:
+    *lists, _settings, _norm = rest[:10]
+    masters = lists[4]  # steps, three moments, masters, three lists of scales
+    written_only = bool(masters) and masters[0].dtype == torch.float32
+    changed = 2 * sum(_nbytes(tensors) for tensors in lists)
+    return (1 if written_only else 2) * _nbytes(params) + _nbytes(grads) + changed
+
+
+def _nbytes(tensors: Sequence[Tensor]) -> int:
+    return sum(x.nbytes for x in tensors)
+
+
+def _adamw_norm_bytes(grads: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    return _nbytes(grads)
+
+
 BYTES: dict[str, Callable[..., int]] = {
+    "efftrain::adamw_norm": _adamw_norm_bytes,
+    "efftrain::adamw_step": _adamw_step_bytes,
     "efftrain::attention_forward": _forward_op_bytes,
     "efftrain::attention_backward": _backward_op_bytes,
 }

@@ -10,6 +10,15 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tensors are tiny here: more threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def bfloat16_products():
     """The interpreter keeps bfloat16 as uint16 and multiplies the bit patterns in `tl.dot`; widen them first."""
     from triton.runtime import interpreter

@@ -1,4 +1,4 @@
-"""AdamW against torch's own, bit for bit, and against float64 where torch has no like."""
+"""AdamW on the CPU against torch's own, bit for bit, with the settings, scalers and errors that go with it."""
 
 import copy
 import io
@@ -41,9 +41,13 @@ def equal(left, right):
     return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_bit_equal_to_torchs_foreach_in_float32(weight_decay):
-    settings = {"betas": (0.9, 0.95), "eps": 1e-7, "weight_decay": weight_decay}
+def test_bit_equal_to_torchs_foreach_in_float32(weight_decay, maximize, amsgrad):
+    settings = {
+        "betas": (0.9, 0.95), "eps": 1e-7, "weight_decay": weight_decay, "maximize": maximize, "amsgrad": amsgrad,
+    }  # fmt: skip
     ours = train(AdamW(parameters(), **settings), 20)
     theirs = train(torch.optim.AdamW(parameters(), foreach=True, **settings), 20)
     assert equal(ours, theirs)
@@ -147,12 +151,13 @@ def saved(optimizer):
     return torch.load(buffer, weights_only=True)
 
 
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True, "maximize": True}])
 @pytest.mark.parametrize("way", ["ours-ours", "ours-theirs", "theirs-ours"])
-def test_resuming_across_a_checkpoint_changes_nothing(way):
+def test_resuming_across_a_checkpoint_changes_nothing(way, options):
     def make(params, kind):
         if kind == "ours":
-            return AdamW(params, betas=(0.8, 0.9))
-        return torch.optim.AdamW(params, betas=(0.8, 0.9), foreach=True)
+            return AdamW(params, betas=(0.8, 0.9), **options)
+        return torch.optim.AdamW(params, betas=(0.8, 0.9), foreach=True, **options)
 
     writer, reader = way.split("-")
     whole = train(make(parameters(), writer), 8)
@@ -171,7 +176,7 @@ def test_state_dict_keys_are_torchs():
     assert {i: {k: (v.dtype, v.shape, v.device) for k, v in s.items()} for i, s in state.items()} == {
         i: {k: (v.dtype, v.shape, v.device) for k, v in s.items()} for i, s in expected.items()
     }
-    assert set(ours.state_dict()["param_groups"][0]) <= set(theirs.state_dict()["param_groups"][0])
+    assert set(ours.state_dict()["param_groups"][0]) == set(theirs.state_dict()["param_groups"][0])
 
 
 def test_loading_keeps_float32_moments_of_bfloat16_parameters():
@@ -231,58 +236,3 @@ def test_closure_and_scheduler():
     scheduler.step()
     assert optimizer.param_groups[0]["lr"] == 0.05
     torch.testing.assert_close(weight.detach(), torch.tensor([1.9]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"lr": -1e-3}, "lr must be a finite number of at least 0, not -0.001"),
-        ({"lr": float("nan")}, "lr must be"),
-        ({"lr": torch.tensor(1e-3)}, "lr must be"),
-        ({"eps": -1.0}, "eps must be"),
-        ({"weight_decay": -0.1}, "weight_decay must be"),
-        ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
-        ({"betas": (-0.1, 0.9)}, "betas must be two numbers"),
-        ({"betas": (0.9,)}, "betas must be two numbers"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0"),
-        ({"max_grad_norm": float("nan")}, "max_grad_norm must be above 0"),
-    ],
-)
-def test_values_out_of_range(settings, message):
-    with pytest.raises(ValueError, match=message):
-        AdamW(parameters(), **settings)
-    if "max_grad_norm" not in settings:
-        with pytest.raises(ValueError, match=message):
-            AdamW([{"params": parameters(), **settings}])
-
-
-def test_no_parameters():
-    with pytest.raises(ValueError, match="empty parameter list"):
-        AdamW([])
-
-
-def test_complex_parameters_are_refused():
-    with pytest.raises(TypeError, match="complex64; expected real numbers"):
-        AdamW([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
-
-
-def test_sparse_gradients_are_refused_before_anything_changes():
-    dense, sparse = params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))]
-    dense.grad, sparse.grad = torch.ones(3), torch.ones(3).to_sparse()
-    optimizer = AdamW(params)
-    with pytest.raises(TypeError, match=r"gradient of shape \[3\] is sparse"):
-        optimizer.step()
-    assert torch.equal(dense, torch.ones(3))
-
-
-@pytest.mark.parametrize("option", ["amsgrad", "maximize"])
-def test_state_of_an_option_that_it_lacks_is_refused(option):
-    theirs = torch.optim.AdamW(parameters(), **{option: True})
-    with pytest.raises(ValueError, match=f"saved with {option}=True"):
-        AdamW(parameters()).load_state_dict(theirs.state_dict())
-
-
-@pytest.mark.parametrize("option", ["state_dtype", "master_weights", "stochastic_rounding", "fused"])
-def test_options_that_do_nothing_yet_are_not_accepted(option):
-    with pytest.raises(TypeError, match=option):
-        AdamW(parameters(), **{option: None})

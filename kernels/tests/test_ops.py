@@ -6,7 +6,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import attention_cases as cases
-from efftrain_kernels import _ops, attention, costs
+import efftrain_kernels
+from efftrain_kernels import _adamw, _ops, attention, costs
+from efftrain_kernels._optimizer import norm, ops
 
 FORWARD = torch.ops.efftrain.attention_forward.default
 
@@ -150,3 +152,28 @@ def test_bytes_of_both_passes():
     inputs = sizes["q"] + sizes["k"] + sizes["v"]
     backward = costs.BYTES["efftrain::attention_backward"](out, q, k, v, out, lse, None, *rest)
     assert backward == 2 * inputs + 2 * sizes["out"] + sizes["lse"]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{}, {"amsgrad": True}, {"state_dtype": "bfloat16"}, {"state_dtype": "int8"}, {"master_weights": "float32"},
+     {"master_weights": "split16", "max_grad_norm": 1.0}],
+)  # fmt: skip
+def test_bytes_of_a_step_are_the_formulas(form, monkeypatch):
+    counted = []
+
+    def count(name, op):
+        def counting(*call):
+            counted.append(costs.BYTES[f"efftrain::{name}"](*call))
+            return op(*call)
+
+        return counting
+
+    monkeypatch.setattr(_adamw, "adamw_step", count("adamw_step", ops.adamw_step))
+    monkeypatch.setattr(norm, "adamw_norm", count("adamw_norm", ops.adamw_norm))
+    weight = torch.nn.Parameter(torch.ones(8192, dtype=torch.bfloat16))
+    weight.grad = torch.ones_like(weight)
+    efftrain_kernels.AdamW([weight], **form).step()
+    clipping = form.pop("max_grad_norm", None) is not None
+    least = costs.adamw_bytes(8192, param_dtype=torch.bfloat16, grad_dtype=torch.bfloat16, clipping=clipping, **form)
+    assert sum(counted) == least + 2 * 4  # and the step count, read and written
