@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
-.PHONY: setup bench test lint types contracts schemas clean
+.PHONY: setup bench test gpu lint types contracts schemas clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,11 @@ bench: setup
 
 test: setup lint types contracts
 	$(BIN)/python -m pytest
+
+# Works in a bare CUDA image too, with torch, triton, numpy and pytest and without `make setup`; call it again to go on.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	PYTHONPATH=kernels $(GPU_PYTHON) -m efftrain_kernels.evidence gpu $(GPU_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
