@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
-.PHONY: setup bench test gpu lint types contracts schemas clean
+.PHONY: setup bench test test-slow gpu lint types contracts schemas clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,11 @@ bench: setup
 	$(BIN)/efftrain bench --preset quick --out reports/quick --force
 
 test: setup lint types contracts
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+# Every shape and every shipped kernel, which takes longer than one waits for.
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
 
 # Works in a bare CUDA image too, with torch, triton, numpy and pytest and without `make setup`; call it again to go on.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

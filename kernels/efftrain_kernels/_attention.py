@@ -4,6 +4,7 @@ Three stand behind it: our Triton kernels, which express everything; torch's sca
 fast kernels on most devices for plain calls; and the reference, which runs anywhere and materialises the scores.
 """
 
+import importlib.util
 import math
 import os
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from efftrain_kernels import _ops
 from efftrain_kernels._checks import check_call
+from efftrain_kernels._kernels.configs import MAX_HEAD_DIM, SERVED_BY
 from efftrain_kernels.reference import Window
 
 Backend = Literal["auto", "triton", "sdpa", "reference"]
@@ -23,10 +25,7 @@ but `sdpa` for plain calls where published measurements have it ahead."""
 
 Implementation = Literal["triton", "sdpa", "reference"]
 
-MAX_HEAD_DIM = 256
-"""Widest head that the kernels take."""
-
-_OLDEST = (8, 0)  # compute capability: bfloat16 and asynchronous copies
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # which triton reads where kernels are imported
 
 
@@ -142,7 +141,7 @@ def attention(
     )  # fmt: skip
     left, right = _band(window, causal=causal)
     if chosen.backend == "sdpa":
-        grouped = q.shape[1] != k.shape[1]
+        grouped = True if q.shape[1] != k.shape[1] else False  # noqa: SIM210 (a plain bool, where sizes are symbols)
         return F.scaled_dot_product_attention(q, k, v, is_causal=right == 0, scale=softmax_scale, enable_gqa=grouped)
     out, lse = _ops.attention_forward(
         q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, _longest(q, cu_seqlens_q, max_seqlen_q),
@@ -232,10 +231,12 @@ def _beyond_triton(q: Tensor) -> str | None:
 
 
 def _beyond_device(q: Tensor) -> str | None:
+    if not _HAS_TRITON:
+        return "triton is not installed"
     properties = torch.cuda.get_device_properties(q.device)
-    if (properties.major, properties.minor) >= _OLDEST:
+    if (properties.major, properties.minor) in SERVED_BY:
         return None
-    return f"compute capability {properties.major}.{properties.minor} is below {_OLDEST[0]}.{_OLDEST[1]}"
+    return f"no configuration was compiled for compute capability {properties.major}.{properties.minor}"
 
 
 def _under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -260,9 +261,7 @@ def _longest(x: Tensor, cu_seqlens: Tensor | None, given: int | None) -> int:
     """Tokens of the longest sequence, or at least as many."""
     if cu_seqlens is None:
         return x.shape[2]
-    if given is not None:
-        return given
-    return x.shape[0]
+    return x.shape[0] if given is None else min(given, x.shape[0])
 
 
 def _beyond_sdpa(

@@ -50,6 +50,8 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, packed: bool) -> None:
             raise TypeError(f"{name} is {x.dtype}; expected float16, bfloat16, float32 or float64")
         if x.dtype != q.dtype:
             raise TypeError(f"{name} is {x.dtype} and q {q.dtype}; cast them to one type")
+        if x.layout != torch.strided:
+            raise ValueError(f"{name} has layout {x.layout}; expected a dense tensor")
         if x.device != q.device:
             raise ValueError(f"{name} is on {x.device} and q on {q.device}; move them to one device")
         if x.shape[-1] > 1 and x.stride(-1) != 1:
@@ -77,11 +79,11 @@ def _check_scalars(*, causal: bool, softmax_scale: float | None, softcap: float)
     if softmax_scale is not None:
         if not isinstance(softmax_scale, (int, float)):
             raise TypeError(f"softmax_scale must be a number or None, not {type(softmax_scale).__name__}")
-        if not math.isfinite(softmax_scale):
+        if not -math.inf < softmax_scale < math.inf:
             raise ValueError(f"softmax_scale must be finite, not {softmax_scale}")
-    if not isinstance(softcap, (int, float)):
+    if isinstance(softcap, bool) or not isinstance(softcap, (int, float)):
         raise TypeError(f"softcap must be a number, not {type(softcap).__name__}; 0 is off")
-    if not (math.isfinite(softcap) and softcap >= 0):
+    if not 0 <= softcap < math.inf:
         raise ValueError(f"softcap must be finite and at least 0 (off), not {softcap}")
 
 
@@ -113,6 +115,8 @@ def _check_packing(
 ) -> None:
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int)):
         raise TypeError(f"{longest_name} must be an int or None, not {type(longest).__name__}")
+    if longest is not None and longest < 0:
+        raise ValueError(f"{longest_name} must be at least 0, not {longest}")
     if not packed:
         if longest is not None:
             raise ValueError(f"{longest_name} goes with {name}; leave it out where sequences are not packed")
@@ -127,7 +131,7 @@ def _check_packing(
         raise ValueError(f"{name} has shape {list(cu_seqlens.shape)}; expected [sequences + 1], at least 2")
     if cu_seqlens.device != x.device:
         raise ValueError(f"{name} is on {cu_seqlens.device} and {name[-1]} on {x.device}; move them to one device")
-    if cu_seqlens.is_cpu:  # elsewhere, reading the values would wait for the device
+    if cu_seqlens.is_cpu and not torch.compiler.is_compiling():  # elsewhere, reading values would wait for the device
         _check_offsets(name, cu_seqlens, longest_name, longest, tokens=x.shape[0])
 
 

@@ -7,6 +7,7 @@ derivative pass silently. `kernel` chooses what computes: `triton`, or the plain
 """
 
 import contextlib
+import math
 from typing import Any, Literal
 
 import torch
@@ -33,7 +34,7 @@ attention_backward = torch.ops.efftrain.attention_backward
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     """Output as `q` and log-sum-exp [B, Hq, Sq] or packed [Hq, Tq]."""
-    out, lse = _empty(q, call), _empty_lse(q)
+    out, lse = _empty(q, call), _empty_lse(q, call)
     if call[-1] == "triton":
         with _on(q):
             from efftrain_kernels._kernels import attention as kernels
@@ -59,7 +60,7 @@ def _backward(
         with _on(q):
             from efftrain_kernels._kernels import attention as kernels
 
-            delta = torch.empty_like(lse)
+            delta = torch.zeros_like(lse) if call[1] is not None else torch.empty_like(lse)
             grad = grad if grad.stride(-1) == 1 else grad.contiguous()
             arguments = (grad, grad_lse, q, k, v, out, lse, delta, dq, dk, dv, *_call_and_target(q, call))
             for launch in kernels.backward_launches(*arguments):
@@ -76,14 +77,14 @@ def _backward(
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), _empty_lse(q)
+    return _dense(q), _empty_lse(q)
 
 
 def _fake_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, grad_lse: Tensor | None, *call: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d_sinks = q.new_empty(0) if call[0] is None else torch.empty_like(call[0])
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), d_sinks
+    return _dense(q), _dense(k), _dense(v), d_sinks
 
 
 class _Attention(torch.autograd.Function):
@@ -140,12 +141,20 @@ register_flop_formula(attention_backward, get_raw=True)(costs.attention_backward
 
 def _empty(x: Tensor, call: tuple[Any, ...]) -> Tensor:
     """A result like `x`; packed ones are zeros, for tokens behind the last sequence, which cannot be ruled out."""
-    return torch.empty_like(x) if call[1] is None else torch.zeros_like(x)
+    return _dense(x) if call[1] is None else _dense(x).zero_()
 
 
-def _empty_lse(q: Tensor) -> Tensor:
+def _dense(x: Tensor) -> Tensor:
+    """An empty tensor like `x`, its last dimension contiguous even where rows of `x` overlap."""
+    like = torch.empty_like(x)
+    return like if like.stride(-1) == 1 or x.shape[-1] == 1 else x.new_empty(x.shape)
+
+
+def _empty_lse(q: Tensor, call: tuple[Any, ...] = (None, None)) -> Tensor:
+    """A log-sum-exp for `q`; packed, tokens behind the last sequence see nothing."""
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape[:3] if q.ndim == 4 else (q.shape[1], q.shape[0]), dtype=dtype)
+    lse = q.new_empty(q.shape[:3] if q.ndim == 4 else (q.shape[1], q.shape[0]), dtype=dtype)
+    return lse if call[1] is None else lse.fill_(-math.inf)
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -157,7 +166,8 @@ def _call_and_target(q: Tensor, call: tuple[Any, ...]) -> tuple[Any, Any]:
     from efftrain_kernels._kernels.attention import Call, Target
     from efftrain_kernels._kernels.configs import architecture
 
-    sinks, cu_q, cu_k, max_q, max_k, scale, left, right, softcap, _ = call
+    sinks, cu_q, cu_k = (None if x is None else x.contiguous() for x in call[:3])
+    max_q, max_k, scale, left, right, softcap, _ = call[3:]
     if q.is_cuda:
         precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
         arch = architecture(torch.cuda.get_device_capability(q.device))

@@ -52,7 +52,7 @@ def flash_attn_func(
         TypeError: as `attention`.
     """
     _refuse(dropout_p, alibi_slopes)
-    q, k, v = (x.transpose(1, 2) if x.ndim == 4 else x for x in (q, k, v))
+    q, k, v = (x.transpose(1, 2) if isinstance(x, Tensor) and x.ndim == 4 else x for x in (q, k, v))
     out, lse = _attention(
         q, k, v, causal=causal, softmax_scale=softmax_scale, window=_window(window_size), softcap=softcap, sinks=sinks,
         return_lse=return_attn_probs, backend=_deterministic(backend, q, deterministic=deterministic),
@@ -183,10 +183,12 @@ def _refuse(dropout_p: float, alibi_slopes: Tensor | None) -> None:
 
 
 def _window(window_size: tuple[int, int]) -> Window:
+    if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
+        raise TypeError(f"window_size must be a pair (left, right), not {window_size!r}; -1 is unbounded")
     left, right = window_size
     return None if left < 0 else left, None if right < 0 else right
 
 
 def _deterministic(backend: Backend, q: Tensor, *, deterministic: bool) -> Backend:
     """The kernels where results must repeat bit for bit; scaled_dot_product_attention's need not on a device."""
-    return "triton" if deterministic and backend == "auto" and q.is_cuda else backend
+    return "triton" if deterministic and backend == "auto" and isinstance(q, Tensor) and q.is_cuda else backend

@@ -109,6 +109,7 @@ def attention_backward(
     """
     delta = _rows_delta(grad, out, lse)
     delta = delta if grad_lse is None else delta - grad_lse
+    delta = delta.masked_fill(lse == -math.inf, 0.0)  # whatever comes in through a log-sum-exp of −∞
     with torch.autocast(q.device.type, enabled=False):
         if cu_seqlens_q is None or cu_seqlens_k is None:
             dq, dk, dv = _dense_backward(grad, delta, q, k, v, lse, scale=scale, band=band, softcap=softcap)

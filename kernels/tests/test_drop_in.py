@@ -71,6 +71,10 @@ def test_what_is_missing_is_refused():
         scaled_dot_product_attention(q, k, v, torch.ones(5, 7, dtype=torch.bool))
     with pytest.raises(ValueError, match="pass enable_gqa=True"):
         scaled_dot_product_attention(q, k, v)
+    with pytest.raises(TypeError, match=r"window_size must be a pair .* not None"):
+        flash_attn_func(*swapped(q, k, v), window_size=None)
+    with pytest.raises(TypeError, match="q must be a tensor, not str"):
+        flash_attn_func("q", k, v, deterministic=True)
     with pytest.raises(ValueError, match=r"q has shape \[5, 64\]"):
         flash_attn_func(torch.zeros(5, 64), k, v)
 

@@ -93,6 +93,53 @@ def test_packed_sequences_without_a_hint(small_tiles):
         assert torch.equal(ours, hinted)
 
 
+def test_tokens_behind_the_last_sequence_are_as_rows_that_see_nothing(small_tiles):
+    """On a device nobody checks where the offsets end; the op itself does not either."""
+    (q, k, v), packing = cases.packed_inputs([3, 9], [5, 9], dim=16)
+    sinks = cases.draw(2, seed=5)
+    call = (sinks, *packing.values(), 16**-0.5, None, 0, 0.0, "triton")
+    longer = [torch.cat([x, torch.full_like(x[:4], 7.0)]).requires_grad_() for x in (q, k, v)]
+    leaf = sinks.clone().requires_grad_()
+    out, lse = torch.ops.efftrain.attention_forward(*longer, leaf, *call[1:])
+    assert torch.equal(out[12:], torch.zeros_like(out[12:]))
+    assert bool((lse[:, 12:] == -torch.inf).all())
+    (out.sum() + lse[:, :12].sum()).backward()
+    expected = cases.answer(kernels, q, k, v, causal=True, sinks=sinks, **packing)
+    assert torch.equal(out[:12], expected.values["out"])
+    assert all(bool(x.grad.isfinite().all()) for x in (*longer, leaf))
+    assert not longer[0].grad[12:].any()
+
+
+def test_offsets_and_sinks_of_any_stride(small_tiles):
+    (q, k, v), packing = cases.packed_inputs([3, 20], [5, 30], dim=16)
+    expected = kernels(q, k, v, sinks=torch.tensor([5.0, 5.0]), **packing)
+    strided = {name: torch.stack([x, x + 1], dim=1)[:, 0] for name, x in packing.items() if name.startswith("cu")}
+    got = kernels(q, k, v, sinks=torch.tensor([5.0]).expand(2), **{**packing, **strided})
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_rows_that_overlap_in_memory(small_tiles):
+    base = cases.draw(200)
+    q = base.as_strided((1, 2, 5, 16), (80, 20, 1, 1))
+    k, v = (cases.draw(1, 1, 7, 16, seed=s) for s in (2, 3))
+    assert torch.equal(kernels(q, k, v)[0], kernels(q.contiguous(), k, v)[0])
+
+
+@pytest.mark.parametrize("backend", ["triton", "reference"])
+def test_what_comes_in_through_a_log_sum_exp_of_minus_infinity_goes_nowhere(small_tiles, backend):
+    q, k, v = (x.requires_grad_() for x in cases.inputs(len_q=9, len_k=3, dim=16))
+    out, lse = attention(q, k, v, causal=True, return_lse=True, backend=backend)
+    grad_lse = torch.where(lse == -torch.inf, torch.nan, 1.0)
+    torch.autograd.backward((out, lse), (torch.ones_like(out), grad_lse))
+    assert all(bool(x.grad.isfinite().all()) for x in (q, k, v))
+
+
+def test_a_hint_above_the_tokens_is_as_good_as_theirs(small_tiles):
+    (q, k, v), packing = cases.packed_inputs([3, 20], [5, 30], dim=16)
+    loose = {**packing, "max_seqlen_q": 2**31, "max_seqlen_k": 10**6}
+    assert torch.equal(kernels(q, k, v, **loose)[0], kernels(q, k, v, **packing)[0])
+
+
 def test_gradient_through_the_output_alone(small_tiles):
     q, k, v = cases.inputs(len_q=20, len_k=20, dim=16)
     settings = {"causal": True, "through_lse": False}

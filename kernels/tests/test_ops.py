@@ -74,6 +74,18 @@ def test_compiles_whole_forward_and_backward(backend, dynamic):
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_plain_and_packed_calls_compile_with_settings_that_are_symbols():
+    torch._dynamo.reset()
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True, dynamic=True)
+    for length, scale in ((9, 0.3), (12, 0.4)):
+        q, k, v = cases.inputs(len_q=length, len_k=length, dim=16)
+        settings = {"causal": True, "softmax_scale": scale}
+        torch.testing.assert_close(compiled(q, k, v, **settings), attention(q, k, v, **settings))
+        (q, k, v), packing = cases.packed_inputs([3, length], [5, length], dim=16)
+        settings |= {**packing, "softcap": 10 * scale}
+        torch.testing.assert_close(compiled(q, k, v, **settings), attention(q, k, v, **settings))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # inductor's own
 def test_compiles_with_inductor():

@@ -157,7 +157,7 @@ def _delta_launch(grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tenso
     lanes = _batch(out, call) * out.shape[1]
     grad_lse_strides = (0, 0, 0) if grad_lse is None else (0, *grad_lse.stride())[-3:]
     arguments = {
-        **_pointers(out=out, grad=grad, grad_lse=grad_lse, delta=delta),
+        **_pointers(out=out, grad=grad, lse=lse, grad_lse=grad_lse, delta=delta),
         **_strides(call, out=out, grad=grad),
         **dict(zip(("grad_lse_batch", "grad_lse_head", "grad_lse_row"), grad_lse_strides, strict=True)),
         **_lse_strides(lse, call),

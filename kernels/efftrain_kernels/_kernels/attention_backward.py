@@ -27,7 +27,7 @@ from efftrain_kernels._kernels.tiles import (
 
 @triton.jit(do_not_specialize=SIZES)
 def delta(
-    out_ptr, grad_ptr, grad_lse_ptr, delta_ptr, cu_q_ptr,
+    out_ptr, grad_ptr, lse_ptr, grad_lse_ptr, delta_ptr, cu_q_ptr,
     out_batch, out_head, out_row, grad_batch, grad_head, grad_row, grad_lse_batch, grad_lse_head, grad_lse_row,
     lse_batch, lse_head, heads, len_q, blocks, lanes,
     HAS_GRAD_LSE: tl.constexpr, PACKED: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -49,6 +49,9 @@ def delta(
     if HAS_GRAD_LSE:
         grad_lse_ptr += batch * grad_lse_batch + head * grad_lse_head
         sums -= tl.load(grad_lse_ptr + (begin + rows) * grad_lse_row, mask=rows < length, other=0.0)
+    # A row that sees nothing has no gradient, whatever comes in through its log-sum-exp of −∞.
+    lse = tl.load(lse_ptr + batch * lse_batch + head * lse_head + begin + rows, mask=rows < length, other=0.0)
+    sums = tl.where(lse == float("-inf"), 0.0, sums)
     tl.store(delta_ptr + batch * lse_batch + head * lse_head + begin + rows, sums, mask=rows < length)
 
 
@@ -131,6 +134,8 @@ def keys_and_values(
         block * BLOCK_N, len_q, len_q - len_k, right, left, BLOCK_N, BLOCK_M, HAS_RIGHT, HAS_LEFT
     )
     full = (full_last - full_first) // BLOCK_M
+    q_head = tl.cast(q_head, tl.int64)  # times a head of the group, past 2³¹ for long sequences
+    grad_head = tl.cast(grad_head, tl.int64)
     for i in range(0, groups * full):
         dk, dv = _keys_step(
             dk, dv, k, v, q_ptr + i // full * q_head, grad_ptr + i // full * grad_head,

@@ -80,7 +80,7 @@ ARCHITECTURES = (80, 86, 90, 100)
 
 # Which table serves a compute capability: by its instructions and the shared memory of a program, 163 KiB on 8.0 and
 # 8.7, 99 on 8.6, 8.9 and 12.x, 227 on 9.0 and 10.x (CUDA C++ programming guide, technical specifications).
-_SERVED_BY = {
+SERVED_BY = {
     (8, 0): 80, (8, 7): 80, (8, 6): 86, (8, 9): 86, (9, 0): 90, (10, 0): 100, (10, 3): 100, (12, 0): 86, (12, 1): 86,
 }  # fmt: skip
 
@@ -112,13 +112,13 @@ _HOPPER: _Row = {
 # float32 products in full precision run on the ordinary units, where larger tiles spill.
 _FLOAT: _Row = {
     ("forward", 64): [Config(64, 32, 8, 2)],
-    ("forward", 128): [Config(64, 16, 8, 1), Config(32, 32, 8, 1)],
+    ("forward", 128): [Config(32, 16, 8, 2)],
     ("forward", 256): [Config(32, 16, 8, 1)],
     ("keys", 64): [Config(32, 32, 8, 1)],
-    ("keys", 128): [Config(32, 32, 8, 1)],
+    ("keys", 128): [Config(16, 32, 8, 1)],
     ("keys", 256): [Config(16, 16, 8, 1)],
     ("queries", 64): [Config(32, 32, 8, 1)],
-    ("queries", 128): [Config(16, 16, 8, 1)],
+    ("queries", 128): [Config(16, 16, 8, 2)],
     ("queries", 256): [Config(16, 16, 8, 2)],
 }
 _HALF: dict[int, _Row] = {80: _AMPERE, 86: _AMPERE, 90: _HOPPER, 100: _HOPPER}
@@ -135,14 +135,14 @@ def architecture(capability: tuple[int, int]) -> int:
     Raises:
         ValueError: none does.
     """
-    if capability not in _SERVED_BY:
+    if capability not in SERVED_BY:
         major, minor = capability
-        served = ", ".join(f"{a}.{b}" for a, b in _SERVED_BY)
+        served = ", ".join(f"{a}.{b}" for a, b in SERVED_BY)
         raise ValueError(
             f"no kernel configuration was compiled for compute capability {major}.{minor}; there are some for {served};"
             " use backend='sdpa' or 'reference'"
         )
-    return _SERVED_BY[capability]
+    return SERVED_BY[capability]
 
 
 def candidates(key: Key) -> list[Config]:

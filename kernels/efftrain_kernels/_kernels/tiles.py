@@ -15,6 +15,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 SIZES = (
     "heads", "kv_heads", "len_q", "len_k", "blocks", "lanes", "section", "left", "right", "lse_batch", "lse_head",
+    "grad_lse_batch", "grad_lse_head", "grad_lse_row",
 )  # fmt: skip
 """Arguments of which no kernel is compiled anew when they become, or cease to be, a multiple of 16."""
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from efftrain_kernels._kernels import configs
-from efftrain_kernels._kernels.attention import Call, Target, backward_launches, forward_launches
+from efftrain_kernels._kernels.attention import Call, Precision, Target, backward_launches, forward_launches
 from efftrain_kernels._kernels.configs import Config, Key, Kind
 from efftrain_kernels._kernels.launch import Launch
 from efftrain_kernels.evidence.limits import HOPPER, Limits
@@ -30,7 +30,7 @@ WIDE_HEADS = Limits(
     320, reason="the accumulators of 256 columns leave too few registers, and a smaller tile reads more"
 )
 ALL_AT_ONCE = Limits(128, reason="every feature at once and padded columns; no tile is shipped for each combination")
-FULL_PRECISION = Limits(896, reason="float32 products take their operands from registers; for tests and small models")
+FULL_PRECISION = Limits(64, reason="float32 products take their operands from registers")
 TO_BE_MEASURED = Limits(192, reason="not in the table: taken only where it was measured to be faster")
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _LAUNCH_OF = {"keys": 1, "queries": 2}  # where `backward_launches` puts them; the first is `delta`
@@ -64,17 +64,20 @@ class Variant:
         head_dim: of q, k and v.
         kind: full, masked (causal) or capped (causal with a soft cap).
         features: ask for everything else that a call of this kind may ask for; a window takes causal's place.
+        precision: of products of float32.
     """
 
     dtype: torch.dtype
     head_dim: int
     kind: Kind
     features: bool = False
+    precision: Precision = "ieee"
 
     def name(self) -> str:
         """Such as `D128 masked bf16`."""
         extras = " +all" if self.features else ""
-        return f"D{self.head_dim} {self.kind} {_NAMES[self.dtype]}{extras}"
+        dtype = "tf32" if self.precision == "tf32" else _NAMES[self.dtype]
+        return f"D{self.head_dim} {self.kind} {dtype}{extras}"
 
 
 def shipped(arch: int) -> list[Subject]:
@@ -99,6 +102,8 @@ def variants(key: Key) -> Iterator[Variant]:
     half = key.dtype == "half"
     plain = Variant(torch.bfloat16 if half else torch.float32, key.block_d, key.kind)
     yield plain
+    if not half:
+        yield replace(plain, precision="tf32")
     yield replace(plain, head_dim=key.block_d - 16, dtype=torch.float16 if half else torch.float32, features=True)
     if key.block_d == min(configs.BLOCK_D):
         yield replace(plain, head_dim=key.block_d // 2)
@@ -115,7 +120,7 @@ def allowance(key: Key, variant: Variant) -> Limits:
 
 def attention_launch(key: Key, config: Config, variant: Variant) -> Launch:
     """The launch of one kernel of attention with one configuration, over meta tensors."""
-    target = Target(key.arch, configs={key.kernel: config})
+    target = Target(key.arch, precision=variant.precision, configs={key.kernel: config})
     call = _call(variant)
     q, k, lse = _tensors(variant)
     if key.kernel == "forward":
