@@ -155,7 +155,8 @@ class AdamW(Optimizer):
 
         Raises:
             TypeError: a sparse or complex gradient; no parameter has been changed then.
-            ValueError: a DTensor's gradient that is placed otherwise than the parameter; as above.
+            ValueError: a DTensor's gradient that is placed otherwise than the parameter, or, where kernels run, state
+                of another shape than the parameter; as above.
         """
         loss = None
         if closure is not None:
@@ -167,11 +168,14 @@ class AdamW(Optimizer):
         if self.max_grad_norm is not None and members:
             norm = grad_norm(members)
             self.grad_norm = norm if grad_scale is None else norm / grad_scale.to(norm.device)
+        settings: dict[torch.device, Tensor] = {}
         for bucket in plan.buckets(members):
             device = bucket.tensors[0][0].device if bucket.kernels else torch.device("cpu")
-            settings = self._settings.on(device, self.param_groups, self.max_grad_norm)
+            if device not in settings:
+                settings[device] = self._settings.on(device, self.param_groups, self.max_grad_norm)
             random = (self._options.stochastic_rounding, self._options.seed)
-            adamw_step(*bucket.tensors, settings, norm, grad_scale, found_inf, *bucket.numbers, *random, bucket.kernels)
+            scalars = (settings[device], norm, grad_scale, found_inf)
+            adamw_step(*bucket.tensors, *scalars, *bucket.numbers, *random, bucket.kernels)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -266,4 +270,8 @@ class AdamW(Optimizer):
             state.update(states.fresh_state(parameter, self._options))
         if amsgrad and "max_exp_avg_sq" not in state:
             state.update(states.fresh_moment(parameter, "max_exp_avg_sq", self._options))
+        member = plan.member(parameter, grad, state, row, number, amsgrad, self._options)
+        if not member.kernels or plan.fits(member.param, member.state):
+            return member
+        states.settle(parameter, state, self._options)
         return plan.member(parameter, grad, state, row, number, amsgrad, self._options)

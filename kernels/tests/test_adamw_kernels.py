@@ -333,7 +333,7 @@ def test_tables_are_kept_while_addresses_stay():
     kept = list(tables._tables.latest)
     optimizer.step()
     assert list(tables._tables.latest) == kept
-    assert len(kept) <= tables._tables.capacity
+    assert tables._tables.held <= tables._tables.capacity
 
 
 def test_late_steps_are_corrected_in_double():

@@ -160,6 +160,18 @@ def test_eight_bit_state_without_its_scales_or_in_other_strides_is_refused():
         AdamW(turned, state_dtype="int8").load_state_dict(first.state_dict())
 
 
+@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("load", ["load_state_dict", "from_torch_state_dict"])
+def test_state_that_lacks_a_part_is_refused_by_name(load, key):
+    first, second = AdamW(parameters()), AdamW(parameters())
+    train(first, 1)
+    broken = copy.deepcopy(first.state_dict())
+    del broken["state"][2][key]
+    with pytest.raises(ValueError, match=rf"parameter 2, of shape \[64, 80\], has no {key};"):
+        getattr(second, load)(broken)
+    assert not second.state
+
+
 @pytest.mark.parametrize("state_dtype", ["bfloat16", "int8"])
 def test_a_second_moment_does_not_stall(state_dtype):
     # A constant gradient of 1 from 1/2: after t steps the second moment is 1 − 0.999ᵗ / 2, a change of 1/2000 a step,

@@ -53,8 +53,8 @@ def test_features_with_more_queries_than_keys(feature, small_tiles):
     check(q, k, v, FEATURES[feature])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("causal", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_odd_shapes_with_the_tables_tiles(shape, causal, dtype):
     q, k, v = cases.inputs(len_q=shape[0], len_k=shape[1], dtype=dtype)

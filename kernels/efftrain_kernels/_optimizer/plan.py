@@ -15,6 +15,8 @@ from efftrain_kernels._optimizer import formats, layout
 from efftrain_kernels._optimizer.checks import Options
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_WIDE = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "master", "remainder")
+_SMALL = ("step", "exp_avg_scale", "exp_avg_sq_scale", "max_exp_avg_sq_scale")
 _HAS_TRITON = find_spec("triton") is not None
 
 
@@ -103,6 +105,15 @@ def uses_kernels(param: Tensor, options: Options) -> bool:
     if options.backend == "reference" or (options.backend == "auto" and not (param.is_cuda and _HAS_TRITON)):
         return False
     return param.dtype in layout.GRADIENTS and formats.is_dense(local(param))
+
+
+def fits(param: Tensor, state: dict[str, Tensor]) -> bool:
+    """Whether kernels can read the state as it is: beside the parameter, what has its elements in the same order."""
+    shape, stride, device = param.shape, param.stride(), param.device
+    wide = [state[key] for key in _WIDE if key in state]
+    return all(x.device == device and x.stride() == stride and x.shape == shape for x in wide) and all(
+        state[key].device == device for key in _SMALL if key in state
+    )
 
 
 def is_distributed(x: Tensor) -> bool:

@@ -12,10 +12,15 @@ _Values = list[list[float | None]]  # None stands where a tensor's value is copi
 
 
 class SettingsCache:
-    """Keeps the tensor of each device and uploads what has changed; a number that is a tensor is copied every step."""
+    """Keeps the tensor of each device and uploads what has changed; a number that is a tensor is copied every step.
+
+    The tensor that a CUDA graph was captured with is the graph's from then on: eager steps neither write it, so that
+    a replay has the numbers of its capture, nor believe what a replay may have written.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[torch.device, tuple[_Values, Tensor]] = {}
+        self._captured: list[Tensor] = []
 
     def on(self, device: torch.device, groups: list[dict[str, Any]], max_norm: float | None) -> Tensor:
         """The settings of all groups: float64 [groups, SETTING_COLUMNS], not to be changed.
@@ -37,11 +42,15 @@ class SettingsCache:
     def _constant(self, device: torch.device, values: _Values) -> Tensor:
         if device.type == "cpu" or torch.compiler.is_compiling():
             return _numbers(values).to(device)
-        known, settings = self._kept.get(device, (None, None))
+        during = capturing(device)
+        known, settings = self._kept.pop(device, (None, None))
         if settings is None or len(settings) != len(values):
             settings = torch.empty(len(values), layout.SETTING_COLUMNS, dtype=torch.float64, device=device)
         if known != values:
             _upload(values, settings)
+        if during:
+            self._captured.append(settings)
+        else:
             self._kept[device] = values, settings
         return settings
 

@@ -15,6 +15,7 @@ from efftrain_kernels._optimizer import formats
 from efftrain_kernels._optimizer.checks import Options
 from efftrain_kernels._optimizer.plan import is_distributed, local, uses_kernels
 from efftrain_kernels._optimizer.reference import moment_dtype
+from efftrain_kernels._optimizer.tables import refuse_capture
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _SMALL = (torch.bfloat16, torch.float16)
@@ -46,18 +47,41 @@ def keep_tensors(params: list[Tensor], options: Options, state_dict: dict[str, A
     """Check a dictionary, and wrap its tensors so that torch's load_state_dict casts none.
 
     Raises:
-        ValueError: state in another format than this optimizer's, or of another shape.
+        ValueError: state in another format than this optimizer's, of another shape, or with a part of it missing.
     """
     numbers = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
     if len(numbers) == len(params):  # torch says what is wrong otherwise
         for number, param in zip(numbers, params, strict=True):
-            _check(param, state_dict["state"].get(number, {}), options)
-    return {**state_dict, "state": {n: {k: _Kept(v) for k, v in s.items()} for n, s in state_dict["state"].items()}}
+            saved = state_dict["state"].get(number, {})
+            _check_complete(number, param, saved)
+            _check(param, saved, options)
+    return {**state_dict, "state": {n: {k: _Uncast(v) for k, v in s.items()} for n, s in state_dict["state"].items()}}
 
 
 def release(param: Tensor, state: dict[str, Any], options: Options) -> dict[str, Any]:
     """A copy of a loaded state, each tensor of the type and on the device that a step expects."""
-    return {key: _place(param, key, v.value, options) if isinstance(v, _Kept) else v for key, v in state.items()}
+    return {key: _place(param, key, v.value, options) if isinstance(v, _Uncast) else v for key, v in state.items()}
+
+
+def settle(param: Tensor, state: dict[str, Any], options: Options) -> None:
+    """Bring a state to where kernels read it: the parameter's device and strides, which `model.to` may have changed.
+
+    Raises:
+        ValueError: state of another shape than its parameter; nothing has been changed then.
+        RuntimeError: a CUDA graph is being captured, which would do this at each replay.
+    """
+    for key in (*MOMENTS, *(key for key, _ in _MASTERS.values())):
+        if key in state and local(state[key]).shape != local(param).shape:
+            raise ValueError(
+                f"{key} has the shape {list(state[key].shape)}, its parameter {list(param.shape)}; "
+                "delete the parameter's state to begin it again, or make a new optimizer"
+            )
+    refuse_capture(param.device)
+    coded = [key for key in MOMENTS if f"{key}_scale" in state]
+    if any(state[key].stride() != param.stride() for key in coded):  # scales are of runs of memory: code anew
+        anew = from_torch(param, to_torch(param, state), options)
+        state.update({name: anew[name] for key in coded for name in (key, f"{key}_scale")})
+    state.update({key: _place(param, key, value, options) for key, value in state.items()})
 
 
 def to_torch(param: Tensor, state: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +128,7 @@ def master_weight(param: Tensor, state: dict[str, Any]) -> Tensor:
     return DTensor.from_local(shard, param.device_mesh, param.placements, run_check=False, shape=shape, stride=stride)
 
 
-class _Kept:
+class _Uncast:
     """A value on its way through torch's load_state_dict, which would cast a tensor to its parameter's type."""
 
     def __init__(self, value: Any) -> None:
@@ -132,6 +156,15 @@ def _fresh_master(param: Tensor, options: Options) -> dict[str, Tensor]:
 def _step_device(param: Tensor, options: Options) -> torch.device:
     """Where the count lives: beside the kernels, or on the CPU, where reading it waits for nothing."""
     return param.device if uses_kernels(param, options) else torch.device("cpu")
+
+
+def _check_complete(number: int, param: Tensor, state: dict[str, Any]) -> None:
+    missing = [key for key in ("step", *MOMENTS[:2]) if key not in state]
+    if state and missing:
+        raise ValueError(
+            f"state_dict: parameter {number}, of shape {list(param.shape)}, has no {' and no '.join(missing)}; "
+            "expected step, exp_avg and exp_avg_sq, as AdamW saves them"
+        )
 
 
 def _check(param: Tensor, state: dict[str, Any], options: Options) -> None:
@@ -181,6 +214,10 @@ def _place(param: Tensor, key: str, value: Any, options: Options) -> Any:
     if not isinstance(value, Tensor):
         return value
     dtype = _stored_dtype(param, key, options) if key in MOMENTS else value.dtype
-    if value.shape != param.shape or is_distributed(value):
+    if value.shape != param.shape or (is_distributed(value) and not _placed_alike(param, value)):
         return value.to(param.device, dtype, copy=True)
     return torch.empty_like(param, dtype=dtype, requires_grad=False).copy_(value)
+
+
+def _placed_alike(param: Any, value: Any) -> bool:
+    return is_distributed(param) and (value.device_mesh, value.placements) == (param.device_mesh, param.placements)

@@ -2,11 +2,13 @@
 
 A table is built on the host and uploaded when an address has changed, which in steady training is never: PyTorch's
 allocator gives gradients the same memory every step. Two caches hold what is on the device, one for addresses and one
-for chunk lists, which depend on the lengths alone. Tables that a CUDA graph was captured with are kept for good.
+for chunk lists, which depend on the lengths alone. Tables that a CUDA graph was captured with are kept for good, and
+those built for it serve it alone: they are filled when it is replayed.
 """
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -31,20 +33,24 @@ _SPARES = 16  # pinned buffers of one size that wait for a capture
 
 @dataclass(slots=True)
 class _Kept:
-    """What stays on the device: the latest `capacity` of what eager steps use, and all that captured ones do."""
+    """What stays on the device: the latest `capacity` bytes of what eager steps use, and all that captured ones do."""
 
     capacity: int
     latest: OrderedDict[tuple[Any, ...], Any] = field(default_factory=OrderedDict)
     captured: list[Any] = field(default_factory=list)
+    held: int = 0  # bytes of the latest
 
     def get(self, key: tuple[Any, ...], device: torch.device, build: Callable[[], Any]) -> Any:
-        found = self.latest.pop(key, None)
-        found = build() if found is None else found
-        self.latest[key] = found
+        found = self.latest.get(key)
         if capturing(device):
-            self.captured.append(found)
-        while len(self.latest) > self.capacity:
-            self.latest.popitem(last=False)
+            self.captured.append(build() if found is None else found)
+            return self.captured[-1]
+        if found is None:
+            found = self.latest[key] = build()
+            self.held += found.nbytes
+        self.latest.move_to_end(key)
+        while self.held > self.capacity and len(self.latest) > 1:
+            self.held -= self.latest.popitem(last=False)[1].nbytes
         return found
 
 
@@ -55,9 +61,13 @@ class _Table:
     aligned: tuple[bool, ...]  # of each tensor
     host: Tensor  # where the addresses were uploaded from; a captured upload reads it again
 
+    @property
+    def nbytes(self) -> int:
+        return self.addresses.nbytes + self.coefficients.nbytes
 
-_tables = _Kept(capacity=64)
-_chunks = _Kept(capacity=64)
+
+_tables = _Kept(capacity=64 << 20)  # 24 KiB for up to 128 tensors
+_chunks = _Kept(capacity=256 << 20)  # 8 bytes for 2048 elements
 _spares: defaultdict[tuple[int, ...], list[Tensor]] = defaultdict(list)
 
 
@@ -74,20 +84,45 @@ def step(
 
     device = lists.params[0].device
     lengths = [p.numel() for p in lists.params]
-    table = _table(lists, lengths)
-    scalars = [_scalar(x, device) for x in (norm, grad_scale, found_inf)]
-    adamw.coefficients_launch(table.addresses, settings, table.coefficients, *scalars).run()
-    for aligned in (True, False):
-        chunks = _chunk_list(lengths, table.aligned, aligned, layout.BLOCK, device)
-        form = _form(lists, stochastic_rounding, aligned)
-        adamw.update_launch(form, table.addresses, chunks, table.coefficients).run()
+    with _current(device):
+        table = _table(lists, lengths)
+        scalars = [_scalar(x, device) for x in (norm, grad_scale, found_inf)]
+        adamw.coefficients_launch(table.addresses, settings, table.coefficients, *scalars).run()
+        for aligned in (True, False):
+            chunks = _chunk_list(lengths, table.aligned, aligned, layout.BLOCK, device)
+            form = _form(lists, stochastic_rounding, aligned)
+            adamw.update_launch(form, table.addresses, chunks, table.coefficients).run()
 
 
 def norm(grads: Sequence[Tensor]) -> Tensor:
     """The joint L2 norm of gradients of one type on one device: float32 [1], the same bits every time."""
+    with _current(grads[0].device):
+        return _norm(grads, grads[0].device)
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether work for `device` goes into a CUDA graph just now."""
+    if device.type != "cuda":
+        return False
+    with _current(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise RuntimeError where a CUDA graph would do again at each replay what is to be done once."""
+    if capturing(device):
+        raise RuntimeError(_UNPREPARED)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Makes the device the one that triton launches on, and whose stream is asked about."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _norm(grads: Sequence[Tensor], device: torch.device) -> Tensor:
     from efftrain_kernels._kernels import adamw
 
-    device, lengths = grads[0].device, [grad.numel() for grad in grads]
+    lengths = [grad.numel() for grad in grads]
     lists = Lists([], grads, *[[] for _ in range(11)])
     table = _table(lists, lengths)
     chunk_lists = {
@@ -105,11 +140,6 @@ def norm(grads: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def capturing(device: torch.device) -> bool:
-    """Whether work for `device` goes into a CUDA graph just now."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
 def _form(lists: Lists, stochastic_rounding: bool, aligned: bool) -> layout.Form:
     param = lists.params[0].dtype
     moments = _MOMENTS.get(lists.exp_avgs[0].dtype, "float32")
@@ -124,7 +154,7 @@ def _table(lists: Lists, lengths: list[int]) -> _Table:
     device = lists.grads[0].device
     tensors = [getattr(lists, name) for name in _LISTS]
     addresses = [[x.data_ptr() for x in xs] for xs in tensors]
-    key = (device, *chain(*addresses), *lengths, *lists.rows, *lists.keys, *lists.offsets)
+    key = (device, tuple(map(len, tensors)), *chain(*addresses), *lengths, *lists.rows, *lists.keys, *lists.offsets)
     return _tables.get(key, device, lambda: _build(lists, addresses, lengths, device))
 
 
@@ -163,8 +193,7 @@ def _chunk_list(lengths: list[int], aligned: tuple[bool, ...], wanted: bool, siz
     """Row and chunk of every program that serves the tensors whose alignment is `wanted`: int32 [chunks, 2]."""
 
     def build() -> Tensor:
-        if capturing(device):
-            raise RuntimeError(_UNPREPARED)
+        refuse_capture(device)
         rows = torch.tensor([i for i, a in enumerate(aligned) if a == wanted], dtype=torch.int64)
         counts = -(-torch.tensor(lengths, dtype=torch.int64)[rows] // size)
         first = (counts.cumsum(0) - counts).repeat_interleave(counts)

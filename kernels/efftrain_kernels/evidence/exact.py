@@ -21,7 +21,7 @@ from torch import Tensor
 
 from efftrain_kernels import reference
 from efftrain_kernels._kernels.attention import Call, Target, backward_launches, forward_launches
-from efftrain_kernels._kernels.configs import Config, Key
+from efftrain_kernels._kernels.configs import BLOCK_D, Config, Key
 from efftrain_kernels.reference import Window
 
 Pattern = Literal["pairs", "dense", "zero_q", "zero_k"]
@@ -99,7 +99,9 @@ def problems(key: Key, *, length: int = 256, dtypes: tuple[torch.dtype, ...] | N
         for pattern in patterns
         for band in bands
     ]
-    narrow = [Problem("pairs", key.block_d - 16, length - 12, kind, bands[-1], softcap) for kind in types]
+    # Padded columns; and half the least width, which is a tile of its own.
+    widths = [key.block_d - 16, *([key.block_d // 2] if key.block_d == min(BLOCK_D) else [])]
+    narrow = [Problem("pairs", width, length - 12, kind, bands[-1], softcap) for kind in types for width in widths]
     return found + narrow
 
 

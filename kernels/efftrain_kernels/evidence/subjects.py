@@ -151,9 +151,9 @@ def _subject(key: Key, config: Config, variant: Variant, limits: Limits, *, quic
 
 
 def _common(key: Key, variant: Variant) -> bool:
-    """Whether most training runs use it: plain attention of the usual widths in bfloat16 on Hopper."""
+    """Whether most training runs use it: causal attention of the usual widths in bfloat16 on Hopper."""
     plain = variant == Variant(torch.bfloat16, key.block_d, key.kind)
-    return key.arch == HOPPER and plain and key.block_d <= 128 and key.kind != "capped"
+    return key.arch == HOPPER and plain and key.block_d <= 128 and key.kind == "masked"
 
 
 def _tensors(variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
