@@ -56,9 +56,9 @@ def exact(q, k, v, *, sinks=None, **settings) -> Answer:
 def assert_twice_as_good(got: Answer, q, k, v, *, sinks=None, **settings) -> None:
     """No value is further off than twice the plain computation, plus twice what one rounding near 0.3 costs.
 
-    The plain computation is the same algorithm in plain PyTorch with every intermediate in the inputs' type. The
-    gradients pass through the log-sum-exp and through δ, which are kept in float32: what their rounding does to the
-    exact gradients is allowed too (where a row has one key, its gradient is the difference of two equal sums).
+    The plain computation is the same algorithm in plain PyTorch with every intermediate in the inputs' type. Scores,
+    the log-sum-exp and δ are float32 whatever that is: what their rounding does to the exact results is allowed too
+    (where a row has one key, its gradient is the difference of two equal sums).
     """
     truth = exact(q, k, v, sinks=sinks, **settings).values
     rough = plain(q, k, v, sinks=sinks, **settings).values
@@ -74,19 +74,22 @@ def _with_kept_values_rounded(
     truth, q, k, v, *, sinks, causal=False, softmax_scale=None, window=(None, None), softcap=0.0, through_lse=True,
     cu_seqlens_q=None, cu_seqlens_k=None, **_,
 ):  # fmt: skip
-    """The exact gradients from a log-sum-exp that was rounded four times in float32, and a δ that was once."""
+    """The exact gradients from scores and δ rounded once in float32, and a log-sum-exp rounded four times."""
     q, k, v = (x.double() for x in (q, k, v))
     eps, out, lse = torch.finfo(torch.float32).eps, truth["out"], truth["lse"]
     grad, grad_lse = _gradients(q, lse.shape, through_lse=through_lse)
+    scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    score = abs(scale) * float(q.norm(dim=-1).max() * k.norm(dim=-1).max())
+    rounded = lse * (1 + 2 * eps) + eps / 2 * score
     size = grad.norm(dim=-1) * v.norm(dim=-1).max()  # |dP| and |δ| are at most that, by Cauchy and Schwarz
     grad_lse = grad_lse + eps / 2 * (size if q.ndim == 4 else size.transpose(0, 1))
     gradients = reference.attention_backward(
-        grad, grad_lse.masked_fill(lse == -torch.inf, 0.0), q, k, v, out, lse * (1 + 2 * eps),
-        scale=q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale,
+        grad, grad_lse.masked_fill(lse == -torch.inf, 0.0), q, k, v, out, rounded,
+        scale=scale,
         band=(window[0], 0 if causal else window[1]), softcap=softcap, sinks=None if sinks is None else sinks.double(),
         cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k,
     )  # fmt: skip
-    return {"out": out, "lse": lse, **dict(zip(("dq", "dk", "dv", "dsinks"), gradients, strict=True))}
+    return {"out": out, "lse": rounded, **dict(zip(("dq", "dk", "dv", "dsinks"), gradients, strict=True))}
 
 
 def plain(q, k, v, *, sinks=None, through_lse=True, cu_seqlens_q=None, cu_seqlens_k=None, **settings) -> Answer:
