@@ -109,6 +109,13 @@ _HOPPER: _Row = {
     ("queries", 128): [Config(128, 64, 8, 2), Config(128, 128, 8, 2)],
     ("queries", 256): [Config(128, 32, 8, 2)],
 }
+# As Hopper's, without the candidates of 128 × 128 that spill there.
+_BLACKWELL: _Row = {
+    **_HOPPER,
+    ("forward", 128): [Config(128, 64, 8, 3), Config(128, 64, 8, 2)],
+    ("queries", 64): [Config(128, 64, 8, 2)],
+    ("queries", 128): [Config(128, 64, 8, 2)],
+}
 # float32 products in full precision run on the ordinary units, where larger tiles spill.
 _FLOAT: _Row = {
     ("forward", 64): [Config(64, 32, 8, 2)],
@@ -121,7 +128,7 @@ _FLOAT: _Row = {
     ("queries", 128): [Config(16, 16, 8, 2)],
     ("queries", 256): [Config(16, 16, 8, 2)],
 }
-_HALF: dict[int, _Row] = {80: _AMPERE, 86: _AMPERE, 90: _HOPPER, 100: _HOPPER}
+_HALF: dict[int, _Row] = {80: _AMPERE, 86: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
 
 # A soft cap takes registers of its own: 88 bytes would spill from the table's.
 _INSTEAD: dict[Key, list[Config]] = {
