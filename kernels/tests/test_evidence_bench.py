@@ -170,6 +170,7 @@ def test_tuning_takes_the_fastest_that_is_right(monkeypatch, tmp_path):
     configs._tuned.cache_clear()
 
 
+@pytest.mark.slow
 def test_tuning_runs_the_kernels(monkeypatch, tmp_path):
     from efftrain_kernels._kernels import configs
 

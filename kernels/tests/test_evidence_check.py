@@ -24,7 +24,9 @@ QUICK = subjects.QUICK_OPTIMIZER
 def run(*command, **environment):
     """A process in which kernels are compiled, not interpreted."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"} | environment
-    return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False, timeout=2400)
+    return subprocess.run(
+        [sys.executable, *command], env=env, capture_output=True, text=True, check=False, timeout=2400
+    )
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ def problems(key, length=64):
     return exact.problems(key, length=length, dtypes=HALF)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "kind"),
     [("forward", "full"), ("forward", "capped"), ("keys", "full"), ("keys", "masked"), ("queries", "masked")],

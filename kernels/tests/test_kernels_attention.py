@@ -47,6 +47,7 @@ def test_features(feature, small_tiles):
     check(q, k, v, FEATURES[feature])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("feature", FEATURES)
 def test_features_with_more_queries_than_keys(feature, small_tiles):
     q, k, v = cases.inputs(heads=2, kv_heads=1, len_q=70, len_k=37, dim=16, dtype=torch.float16)
