@@ -51,16 +51,43 @@ class Loss(_Model):
     perplexity: Quantity
 
 
+class EnergyRow(_Model):
+    """Joules that one module or op took over the whole run; `modelled`."""
+
+    name: str
+    energy: Quantity
+
+
+class EnergyModel(_Model):
+    """Where the joules of modules and ops come from: J = flop_j · FLOP + byte_j · bytes + base_w · seconds."""
+
+    flop_j: Quantity
+    byte_j: Quantity
+    base_w: Quantity
+    residual: Quantity
+
+
 class Energy(_Model):
-    """Joules of the run, over the billed windows: compilation, calibration, training, evaluation."""
+    """Joules of the run, over the billed windows: compilation, calibration, training, evaluation.
+
+    `devices` are joules by device of a component, a GPU's UUID for example. `phases` divide the billed time into the
+    phases of the steps, the spans and `other`; names joined by `+` could not be told apart. `attribution` says how they
+    were found, or why not. `closure` is their sum over `total`.
+    """
 
     components: dict[str, Quantity]
+    devices: dict[str, Quantity] = Field(default_factory=dict)
     total: Quantity
     idle: Quantity
     above_idle: Quantity
     per_token: Quantity
     phases: dict[str, Quantity]
+    phase_power: dict[str, Quantity] = Field(default_factory=dict)
     closure: Quantity
+    attribution: str = ""
+    modules: list[EnergyRow] = Field(default_factory=list)
+    ops: list[EnergyRow] = Field(default_factory=list)
+    model: EnergyModel | None = None
 
 
 class RegionCarbon(_Model):
@@ -71,8 +98,20 @@ class RegionCarbon(_Model):
     total: Quantity
 
 
+class Equivalent(_Model):
+    """The same grams as something from everyday life: `amount` of `what`, with the source of the conversion."""
+
+    what: str
+    amount: float
+    source: str
+
+
 class Carbon(_Model):
-    """CO2e of the run in grams; `operational` = energy × PUE × intensity, `total` adds what is embodied."""
+    """CO2e of the run in grams; `operational` = energy × PUE × intensity, `total` adds what is embodied.
+
+    `market` is the operational part under the intensity of the user's own contract, where one was given; it enters no
+    total. `water` in L where a water usage effectiveness was given.
+    """
 
     location: str
     intensity: Quantity
@@ -83,6 +122,10 @@ class Carbon(_Model):
     per_token: Quantity
     per_exaflop: Quantity
     regions: list[RegionCarbon]
+    market: Quantity | None = None
+    market_intensity: Quantity | None = None
+    water: Quantity | None = None
+    equivalents: list[Equivalent] = Field(default_factory=list)
 
 
 class PhaseCost(_Model):
@@ -176,6 +219,7 @@ class Run(_Model):
     checks: list[Check]
     notes: list[str] = Field(default_factory=list)
     teacher: Teacher | None = None
+    ranks: int = 1
 
 
 class Ratio(_Model):

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from efftrain.record.quantities import Method
 
-Component = Literal["gpu", "cpu", "dram"]
+Component = Literal["gpu", "cpu", "dram", "rest_of_node"]
 """The part of the machine whose energy a sensor reads."""
 
 Watts = tuple[float, float, float]
@@ -26,14 +26,19 @@ class SensorInfo:
 
     Attributes:
         name: unique on this machine, as `gpu0`, `rapl:package-0`, `cpu-time`.
-        component: `gpu`, `cpu` or `dram`.
+        component: `gpu`, `cpu`, `dram` or `rest_of_node`.
         device: UUID of a GPU; `host` for what belongs to the whole machine.
-        kind: `energy`, a cumulative counter; `power`; or `cpu_time`, cumulative busy seconds.
-        unit: of a reading: `J`, `W` or `s`, in the order of the kinds.
+        kind: `energy`, a cumulative counter; `power`; `cpu_time`, cumulative busy seconds; or `elapsed`, the seconds of
+            a part that draws an assumed power all the time.
+        unit: of a reading: `J`, `W` or `s`.
         wrap_at: reading at which a counter starts again at 0, in `unit`, or None.
-        watts_per_unit: only for `cpu_time`: W of one busy thread as (value, low, high).
+        watts_per_unit: only for `cpu_time` and `elapsed`: W of one busy thread, or of the part, as (value, low, high).
         u_relative: relative standard uncertainty of a gain error, which repetition does not reduce.
         period_s: how often it is worth reading, in s.
+        tick_s: the time between two updates of a counter, as its maker states it; 0: it is exact whenever it is read;
+            None: to be learned from the readings.
+        witness_of: name of the counter of the same device that this power stands beside; it is not billed, but tells
+            what happened between two updates of the counter, and whether both agree.
         method: `measured`, `modelled` or `assumed`.
         source: what is read, with its known error; never empty.
         boundary: what the readings count and what not.
@@ -42,12 +47,14 @@ class SensorInfo:
     name: str
     component: Component
     device: str
-    kind: Literal["energy", "power", "cpu_time"]
+    kind: Literal["energy", "power", "cpu_time", "elapsed"]
     unit: Literal["J", "W", "s"]
     wrap_at: float | None = None
     watts_per_unit: Watts | None = None
     u_relative: float = 0.0
     period_s: float
+    tick_s: float | None = None
+    witness_of: str | None = None
     method: Method
     source: str
     boundary: str
