@@ -1,5 +1,6 @@
 # The two commands of a newcomer are `make bench` and `make test`; both begin with `make setup`, which runs once.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -22,11 +23,11 @@ bench: setup
 	$(BIN)/efftrain bench --preset quick --out reports/quick --force
 
 test: setup lint types contracts
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 # Every shape and every shipped kernel, which takes longer than one waits for.
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 # Works in a bare CUDA image too, with torch, triton, numpy and pytest and without `make setup`; call it again to go on.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

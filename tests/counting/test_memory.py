@@ -32,6 +32,14 @@ def measure(training, **settings):
     return measure_cpu_memory(trained.step, trained.held)
 
 
+@pytest.fixture(autouse=True)
+def no_scratch_of_the_library():
+    """On processors with bfloat16 instructions oneDNN takes scratch memory of its own, which no count can foresee."""
+    (before, *_) = torch.backends.mkldnn.set_flags(_enabled=False)
+    yield
+    torch.backends.mkldnn.set_flags(_enabled=before)
+
+
 @pytest.fixture(scope="module")
 def predicted(training) -> MemoryPrediction:
     return predict(training)
