@@ -110,7 +110,8 @@ class Carbon(_Model):
     """CO2e of the run in grams; `operational` = energy × PUE × intensity, `total` adds what is embodied.
 
     `market` is the operational part under the intensity of the user's own contract, where one was given; it enters no
-    total. `water` in L where a water usage effectiveness was given.
+    total. `water` in L where a water usage effectiveness (`wue`, L/kWh) was given. `country` is an ISO 3166-1 alpha-3
+    code.
     """
 
     location: str
@@ -125,6 +126,9 @@ class Carbon(_Model):
     market: Quantity | None = None
     market_intensity: Quantity | None = None
     water: Quantity | None = None
+    wue: Quantity | None = None
+    country: str | None = None
+    region: str | None = None
     equivalents: list[Equivalent] = Field(default_factory=list)
 
 
