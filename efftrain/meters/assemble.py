@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from efftrain.meters.carbon import carbon_section
+from efftrain.meters.carbon import run_carbon
 from efftrain.meters.ledger import Ledger
 from efftrain.meters.memory import memory_section
 from efftrain.meters.phases import PHASE_ENERGY, phase_times, time_section
@@ -29,6 +29,7 @@ def assemble(journal: Journal) -> Run:
     tokens = sum(step["tokens"] for step in steps)
     energy = _energy(ledger, windows, tokens, steps)
     work = work_done(cost_stages(journal.of("cost")), steps)
+    model_flops = work.model if work else None
     return Run(
         schema=RUN_SCHEMA,
         run_id=header["run_id"],
@@ -43,7 +44,7 @@ def assemble(journal: Journal) -> Run:
         environment={**header["environment"], "corpus": header["corpus"]},
         loss=_loss(journal, ledger, windows),
         energy=energy,
-        carbon=carbon_section(energy.total, header["carbon"], tokens, work.model if work else None),
+        carbon=run_carbon(header, energy.total, windows, ledger.total, tokens=tokens, model_flops=model_flops),
         flops=flops_section(journal),
         memory=memory_section(journal),
         time=time_section(journal, windows),
