@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from efftrain.meters.energy import Series
+from efftrain.meters.power import PowerReadings
 from efftrain.meters.windows import BOUNDARY, Window, seconds
 from efftrain.record.journal import Line
-from efftrain.record.quantities import Quantity, estimate, missing, total
+from efftrain.record.quantities import Quantity, estimate, missing, scaled, total
 
 COMPONENTS = ("gpu", "cpu", "dram", "rest_of_node")
 
@@ -19,16 +20,33 @@ class Ledger:
 
     Args:
         header: the journal's header line.
+        live: for figures of a run that goes on; see `Series`.
+
+    Attributes:
+        series: the billed sensors by name.
+        witnesses: power sensors that stand beside a counter, by the counter's name; they are not billed.
     """
 
-    def __init__(self, header: Line) -> None:
+    def __init__(self, header: Line, *, live: bool = False) -> None:
         self._header = header
-        self.series: Mapping[str, Series] = {info["name"]: Series(info) for info in header["sensors"]}
+        infos = header["sensors"]
+        self.witnesses = {info["witness_of"]: PowerReadings(info) for info in infos if info.get("witness_of")}
+        self.series: Mapping[str, Series] = {
+            info["name"]: Series(info, witness=None if live else self.witnesses.get(info["name"]), live=live)
+            for info in infos
+            if not info.get("witness_of")
+        }
+        self._witness_names = {readings.info["name"]: readings for readings in self.witnesses.values()}
 
     def feed(self, line: Line) -> None:
         """Take one journal line; all but ticks of sensors that the header names are passed over."""
-        if line["kind"] == "tick" and line["sensor"] in self.series:
-            self.series[line["sensor"]].add(line["t"], line["value"])
+        if line["kind"] != "tick":
+            return
+        name = line["sensor"]
+        if name in self.series:
+            self.series[name].add(line["t"], line["value"], line.get("since"))
+        elif name in self._witness_names:
+            self._witness_names[name].add(line["t"], line["value"])
 
     def components(self, windows: Sequence[Window]) -> dict[str, Quantity]:
         """Energy in J by component over disjoint windows; a component that the machine does not have is left out."""
@@ -39,6 +57,11 @@ class Ledger:
             parts.setdefault(absent["component"], []).append(missing("J", source=absent["why"]))
         ordered = sorted(parts.items(), key=lambda item: COMPONENTS.index(item[0]))
         return {name: _sum(quantities) for name, quantities in ordered}
+
+    def devices(self, windows: Sequence[Window]) -> dict[str, Quantity]:
+        """Energy in J by GPU, under its UUID."""
+        gpus = [series for series in self.series.values() if series.info["component"] == "gpu"]
+        return {series.info["device"]: series.energy_over(windows) for series in gpus}
 
     def total(self, windows: Sequence[Window]) -> Quantity:
         """Energy in J of all components; a lower bound where one of them is missing."""
@@ -68,6 +91,9 @@ class Ledger:
     def _one_against_idle(self, series: Series, windows: Sequence[Window], *, above: bool) -> Quantity:
         """One sensor's idle energy, or what it read above that; the sensor's gain error is common to both readings."""
         info = series.info
+        if info["kind"] == "elapsed":  # drawn all the time, whatever the machine does
+            whole = series.energy_over(windows)
+            return scaled(whole, 0.0, "J", source=f"{info['name']}: the same when idle") if above else whole
         idle = self._header["idle"].get(info["name"])
         if not windows or idle is None:
             why = "no idle power was read" if windows else "no billed window"

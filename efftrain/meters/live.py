@@ -7,7 +7,7 @@ the record, so that the line and the report agree; rates are of the last two sec
 from collections import deque
 from dataclasses import dataclass
 
-from efftrain.meters.carbon import operational
+from efftrain.meters.carbon import operational, run_intensity
 from efftrain.meters.ledger import Ledger
 from efftrain.meters.phases import duration_s
 from efftrain.meters.utilization import cost_stages, peak_rate, utilization, work_done
@@ -60,7 +60,7 @@ class LiveMeter:
 
     def __init__(self, header: Line) -> None:
         self._header = header
-        self._ledger = Ledger(header)
+        self._ledger = Ledger(header, live=True)
         self._peak = peak_rate(header)
         self._spans: list[Line] = []
         self._costs: list[Line] = []
@@ -93,6 +93,7 @@ class LiveMeter:
         """The figures at the last line."""
         windows = [] if self._start is None else billed(self._spans, start=self._start, end=self._end)
         energy = self._ledger.total(windows)
+        grid = run_intensity(self._header, windows, self._ledger.total)
         per_token = energy.value / self._tokens if energy.value is not None and self._tokens else None
         return LiveFigures(
             step=self._last["step"] if self._last else 0,
@@ -103,7 +104,7 @@ class LiveMeter:
             mfu=self._mfu(),
             watts=self._watts(),
             joules_per_token=per_token,
-            grams_co2e=operational(energy, self._header["carbon"]).value,
+            grams_co2e=operational(energy, self._header["carbon"], grid).value,
             eta_s=self._eta_s(),
             method=energy.method,
             lower_bound=energy.lower_bound,

@@ -1,8 +1,9 @@
 """One thread that reads all sensors, each in its own rhythm, and writes down what it saw.
 
-A reading is written when it changed, and at least once a second, so that a sensor that stands still can be told from
-one that is gone. Nothing raises out of here: a sensor that fails is noted as lost, tried once a second, and noted again
-when it is back. The first and the last readings are taken in the caller's thread, at the very start and the very end.
+A reading is written when it changed, with the time of the reading before, between which and now it did; and at least
+once a second, so that a sensor that stands still can be told from one that is gone. Nothing raises out of here: a
+sensor that fails is noted as lost, tried once a second, and noted again when it is back. The first and the last readings
+are taken in the caller's thread, at the very start and the very end.
 """
 
 import heapq
@@ -20,6 +21,8 @@ RETRY_NS = NS_PER_S
 FLUSH_NS = NS_PER_S // 2
 FAILURES_UNTIL_LOST = 3
 JOIN_TIMEOUT_S = 2.0
+SETTLE_S = 0.25
+SETTLE_POLL_S = 0.005
 
 Wait = Callable[[float], bool]
 """Waits for some seconds, or less where the sampler is asked to stop; whether it was."""
@@ -57,10 +60,13 @@ class Sampler:
     def stop(self) -> None:
         """End the thread, then read every sensor a last time; a second call does nothing.
 
-        A thread that hangs in a driver is left behind, and its sensors are not read again.
+        A thread that hangs in a driver is left behind, and its sensors are not read again. A counter that ticks is
+        waited for, a quarter of a second at most: its next update closes the interval in which the run ends.
         """
         if self._stop.is_set():
             return
+        if self._thread.is_alive() and self._wait == self._stop.wait:
+            self._settle()
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(JOIN_TIMEOUT_S)
@@ -69,6 +75,12 @@ class Sampler:
             return
         for watched in self._watched:
             watched.read(last=True)
+
+    def _settle(self) -> None:
+        pending = {watched: watched.updates for watched in self._watched if watched.ticking}
+        deadline = time.monotonic() + SETTLE_S
+        while time.monotonic() < deadline and any(watched.updates == n for watched, n in pending.items()):
+            time.sleep(SETTLE_POLL_S)
 
     def _run(self) -> None:
         now = self._clock()
@@ -101,8 +113,16 @@ class _Watched:
         self._journal = journal
         self._period_ns = round(sensor.info.period_s * NS_PER_S)
         self._written: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+        self.updates = 0
         self._failures = 0
         self._lost = False
+
+    @property
+    def ticking(self) -> bool:
+        """Whether the next update of a counter can be expected within moments."""
+        info = self._sensor.info
+        return info.kind == "energy" and info.tick_s is None and not self._lost and self.updates > 2
 
     @property
     def pause_ns(self) -> int:
@@ -141,5 +161,8 @@ class _Watched:
             last or back or self._written is None
             or value != self._written[1] or t - self._written[0] >= REPEAT_NS
         ):  # fmt: skip
-            self._journal.write("tick", t=t, sensor=name, value=value)
+            since = {} if self._last is None or self._last[1] == value else {"since": self._last[0]}
+            self._journal.write("tick", t=t, sensor=name, value=value, **since)
+            self.updates += bool(since)
             self._written = (t, value)
+        self._last = (t, value)

@@ -30,7 +30,8 @@ class CpuTimeSensor:
     def __init__(self, watts: Watts, method: Method, source: str) -> None:
         self.info = SensorInfo(
             name=NAME, component="cpu", device="host", kind="cpu_time", unit="s", watts_per_unit=watts,
-            period_s=PERIOD_S, method=method, source=f"CPU seconds of the process × {source}", boundary=BOUNDARY,
+            period_s=PERIOD_S, tick_s=0.0, method=method,
+            source=f"CPU seconds of the process × {source}", boundary=BOUNDARY,
         )  # fmt: skip
 
     def read(self) -> float:

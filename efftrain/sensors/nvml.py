@@ -9,6 +9,7 @@ is given and by number only where there is nothing better.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +22,18 @@ from efftrain.sensors.protocol import Absent, SensorError, SensorInfo
 Devices = Sequence[int | str]
 """GPUs of a run: numbers as CUDA counts them under CUDA_VISIBLE_DEVICES, or UUIDs (or their beginnings)."""
 
-PERIOD_S = 0.05
+PERIOD_S = 0.0209
+"""Updates come every 100 or 20 ms, so that this beats with neither: each poll finds the counter at another age."""
+U_LAG_S = 0.01
+"""How far a counter's updates may lie behind what they count; assumed, no maker states it."""
 U_RELATIVE = 0.0255
 """±5 % per board as a 95 % bound: Yang, Adamek, Armour, SC '24 (arXiv:2312.02741), read as a gain error."""
 
 BOUNDARY = "the GPU board with its memory, whoever uses it; not the host"
 _SOURCE: dict[str, str] = {
     "energy": "NVML energy counter (nvmlDeviceGetTotalEnergyConsumption, ±5 %)",
-    "power": "NVML power (nvmlDeviceGetPowerUsage, ±5 %, a mean over 1 s on most boards); no energy counter here",
+    "power": "NVML power (±5 %, a mean over some time); no energy counter here",
+    "witness": "NVML power beside the energy counter",
 }
 _CURES: dict[str, str] = {
     "NVMLError_LibRmVersionMismatch": "reboot or reload the nvidia kernel module: it is not of the library's version",
@@ -38,34 +43,36 @@ _CURES: dict[str, str] = {
 }
 
 
+Kind = Literal["energy", "power", "witness"]
+
+
 class NvmlSensor:
-    """One board: its energy counter in J, or its power in W.
+    """One board: its energy counter in J, or its power in W, alone or as a witness beside the counter.
 
     Raises:
         SensorError: the board cannot be read this way; `__cause__` is NVML's error.
     """
 
-    def __init__(self, board: "_Board", kind: Literal["energy", "power"]) -> None:
+    def __init__(self, board: "_Board", kind: Kind) -> None:
         library = board.nvml
-        doubt = board.doubt
+        doubt, counter = board.doubt, f"gpu{board.index}"
+        energy, witness = kind == "energy", kind == "witness"
         self.info = SensorInfo(
-            name=f"gpu{board.index}", component="gpu", device=board.uuid, kind=kind,
-            unit="J" if kind == "energy" else "W", u_relative=U_RELATIVE, period_s=PERIOD_S,
+            name=f"{counter}:power" if witness else counter, component="gpu", device=board.uuid,
+            kind="energy" if energy else "power", unit="J" if energy else "W", u_relative=U_RELATIVE,
+            u_lag_s=U_LAG_S if energy else 0.0, period_s=PERIOD_S, witness_of=counter if witness else None,
             method="assumed" if doubt else "measured", source=_SOURCE[kind] + (f"; {doubt}" if doubt else ""),
             boundary=BOUNDARY,
         )  # fmt: skip
         self._library = library
-        self._handle = board.handle
-        self._ask: Callable[[Any], int] = (
-            library.nvmlDeviceGetTotalEnergyConsumption if kind == "energy" else library.nvmlDeviceGetPowerUsage
-        )
+        self._ask = self._how(board, energy=energy)
         self.read()
         _call(library, library.nvmlInit)  # NVML counts its users: it stays until the last one has closed
         self._open = True
 
     def read(self) -> float:
         """Joules since the driver was loaded, or watts; NVML counts in mJ and mW."""
-        return _call(self._library, self._ask, self._handle) / 1000
+        return _call(self._library, self._ask) / 1000
 
     def close(self) -> None:
         """Leave NVML."""
@@ -73,6 +80,27 @@ class NvmlSensor:
             self._open = False
             with contextlib.suppress(self._library.NVMLError):
                 self._library.nvmlShutdown()
+
+    @staticmethod
+    def _how(board: "_Board", *, energy: bool) -> Callable[[], int]:
+        """What to call: the counter; or the momentary power, and where a board has none of that, its mean power."""
+        library, handle = board.nvml, board.handle
+        if energy:
+            return lambda: library.nvmlDeviceGetTotalEnergyConsumption(handle)
+        instant = functools.partial(_instant_power, library, handle)
+        try:
+            instant()
+        except (library.NVMLError, AttributeError):
+            return lambda: library.nvmlDeviceGetPowerUsage(handle)
+        return instant
+
+
+def _instant_power(library: Any, handle: Any) -> int:
+    """Power in mW without the mean over 1 s that `nvmlDeviceGetPowerUsage` takes on most boards."""
+    (field,) = library.nvmlDeviceGetFieldValues(handle, [library.NVML_FI_DEV_POWER_INSTANT])
+    if field.nvmlReturn != library.NVML_SUCCESS:
+        raise library.NVMLError(field.nvmlReturn)
+    return field.value.uiVal
 
 
 def find_gpus(
@@ -92,7 +120,7 @@ def find_gpus(
         if isinstance(opened, Absent):
             absent.append(opened)
         else:
-            found.append(opened)
+            found.extend(opened)
     return found, absent
 
 
@@ -220,17 +248,22 @@ def _misnumbered(wanted: int | str, library: Any, environ: Mapping[str, str]) ->
     return "" if len(names) <= 1 else "boards differ and CUDA_DEVICE_ORDER is not PCI_BUS_ID: it may be another board"
 
 
-def _open(board: _Board) -> NvmlSensor | Absent:
+def _open(board: _Board) -> list[NvmlSensor] | Absent:
+    """The counter with a power beside it, or the power alone."""
     lacking = (board.nvml.NVMLError_NotSupported, board.nvml.NVMLError_FunctionNotFound)
     try:
-        return NvmlSensor(board, "energy")
+        counter = NvmlSensor(board, "energy")
     except SensorError as error:
         if not isinstance(error.__cause__, lacking):
             return _absent(f"gpu{board.index}", error)
+        try:
+            return [NvmlSensor(board, "power")]
+        except SensorError as second:
+            return _absent(f"gpu{board.index}", second)
     try:
-        return NvmlSensor(board, "power")
-    except SensorError as error:
-        return _absent(f"gpu{board.index}", error)
+        return [counter, NvmlSensor(board, "witness")]
+    except SensorError:
+        return [counter]
 
 
 def _absent(name: str, error: SensorError) -> Absent:

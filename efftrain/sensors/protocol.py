@@ -34,6 +34,7 @@ class SensorInfo:
         wrap_at: reading at which a counter starts again at 0, in `unit`, or None.
         watts_per_unit: only for `cpu_time` and `elapsed`: W of one busy thread, or of the part, as (value, low, high).
         u_relative: relative standard uncertainty of a gain error, which repetition does not reduce.
+        u_lag_s: standard uncertainty in s of how far the readings lie behind what they count.
         period_s: how often it is worth reading, in s.
         tick_s: the time between two updates of a counter, as its maker states it; 0: it is exact whenever it is read;
             None: to be learned from the readings.
@@ -52,6 +53,7 @@ class SensorInfo:
     wrap_at: float | None = None
     watts_per_unit: Watts | None = None
     u_relative: float = 0.0
+    u_lag_s: float = 0.0
     period_s: float
     tick_s: float | None = None
     witness_of: str | None = None

@@ -14,6 +14,8 @@ from efftrain.sensors.protocol import Absent, Component, SensorError, SensorInfo
 
 POWERCAP = Path("/sys/class/powercap")
 PERIOD_S = 0.1
+TICK_S = 0.001
+"""About how often the counters are updated (Intel SDM vol. 3, 15.10.3)."""
 CURE_PERMISSION = "sudo chmod a+r /sys/class/powercap/intel-rapl:*/energy_uj"
 CURE_NO_ZONE = "on a physical machine: sudo modprobe intel_rapl_msr; a virtual machine has no RAPL of its own"
 CURE_HIDDEN = "run outside of the container, or mount /sys/devices/virtual/powercap into it"
@@ -47,7 +49,8 @@ class RaplSensor:
         self._counter = zone / "energy_uj"
         self.info = SensorInfo(
             name=name, component=component, device="host", kind="energy", unit="J",
-            wrap_at=_microjoules(zone / "max_energy_range_uj"), u_relative=U_RELATIVE[component], period_s=PERIOD_S,
+            wrap_at=_microjoules(zone / "max_energy_range_uj"), u_relative=U_RELATIVE[component],
+            period_s=PERIOD_S, tick_s=TICK_S,
             method="measured", source=f"RAPL energy counter {name} (±{U_RELATIVE[component] * COVERAGE_FACTOR:.0%})",
             boundary=BOUNDARY[component],
         )  # fmt: skip

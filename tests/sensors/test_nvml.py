@@ -36,7 +36,7 @@ Mismatch = type("NVMLError_LibRmVersionMismatch", (FakeError,), {})  # cures are
 def board(index: int, name: str = "NVIDIA H100 80GB HBM3", **answers: Any) -> dict[str, Any]:
     return {
         "Index": index, "UUID": f"GPU-{index}a5e-0000", "Name": name, "TotalEnergyConsumption": 5_000,
-        "PowerUsage": 123_400, "EnforcedPowerLimit": 700_000, "MigMode": NotSupportedError("no MIG"),
+        "PowerUsage": 123_400, "FieldValues": FunctionNotFoundError("Function Not Found"), "EnforcedPowerLimit": 700_000, "MigMode": NotSupportedError("no MIG"),
         "VirtualizationMode": 0, "MemoryInfo": SimpleNamespace(total=80 * 2**30), "MaxClockInfo": 1980,
         "ComputeRunningProcesses": [SimpleNamespace(pid=-1), SimpleNamespace(pid=-2)], **answers,
     }  # fmt: skip
@@ -52,6 +52,8 @@ class FakeNvml:
     NVML_GPU_VIRTUALIZATION_MODE_VGPU = 2
     NVML_CLOCK_SM = 1
     NVML_CLOCK_MEM = 2
+    NVML_FI_DEV_POWER_INSTANT = 186
+    NVML_SUCCESS = 0
 
     def __init__(self, *boards: dict[str, Any], init: Exception | None = None) -> None:
         self.boards = boards
@@ -95,7 +97,28 @@ class FakeNvml:
 
 
 def find(fake: FakeNvml, devices: Any = None, **environ: str) -> tuple[list[Any], list[Any]]:
-    return find_gpus(devices, library=fake, environ=environ)
+    """The sensors that are billed, and what is absent."""
+    sensors, absent = find_gpus(devices, library=fake, environ=environ)
+    witnesses = [s for s in sensors if s.info.witness_of]
+    assert [w.info.witness_of for w in witnesses] == [s.info.name for s in sensors if s.info.kind == "energy"]
+    for witness in witnesses:
+        witness.close()
+    return [s for s in sensors if not s.info.witness_of], absent
+
+
+def test_a_counter_has_a_power_beside_it():
+    fake = FakeNvml(
+        board(0), board(1, FieldValues=[SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=99_000))])
+    )
+    sensors, _ = find_gpus(None, library=fake, environ={})
+    assert [s.info.name for s in sensors] == ["gpu0", "gpu0:power", "gpu1", "gpu1:power"]
+    assert [s.read() for s in sensors] == [5.0, 123.4, 5.0, 99.0]
+    assert (sensors[1].info.kind, sensors[1].info.witness_of) == ("power", "gpu0")
+
+
+def test_a_board_that_shows_no_power_has_its_counter_alone():
+    sensors, absent = find_gpus(None, library=FakeNvml(board(0, PowerUsage=NotSupportedError("no"))), environ={})
+    assert ([s.info.name for s in sensors], absent) == (["gpu0"], [])
 
 
 def test_energy_counter_in_joules():

@@ -9,5 +9,5 @@ def test_info_travels_through_json_with_every_field_of_the_header():
     assert json.loads(json.dumps(info))["watts_per_unit"] == [4.0, 2.0, 10.0]
     assert set(info) == {
         "name", "component", "device", "kind", "unit", "wrap_at", "watts_per_unit", "u_relative", "period_s",
-        "method", "source", "boundary",
+        "method", "source", "boundary", "tick_s", "witness_of", "u_lag_s",
     }  # fmt: skip
