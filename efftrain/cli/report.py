@@ -11,7 +11,7 @@ from efftrain.cli import options
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a study, whole or cut off.")]) -> None:
     """Make a study's records and reports anew from what is there, killed runs included."""
     from efftrain.cli.study import report_folder
-    from efftrain.study.folder import StudyFolder
+    from efftrain.record.folder import StudyFolder
 
     with options.usage_errors():
         report_folder(StudyFolder(folder))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from efftrain.record.folder import StudyFolder
     from efftrain.study.execute import Outcome
-    from efftrain.study.folder import StudyFolder
     from efftrain.study.plan import Plan, Request
 
 SOME_FAILED = 1
@@ -36,7 +36,8 @@ def run_on(out: Path) -> None:
         typer.Exit: as `run_new`.
         PlanError, DataError: there is none, or its text is gone.
     """
-    from efftrain.study.folder import StudyFolder, stored_plan
+    from efftrain.record.folder import StudyFolder
+    from efftrain.study.folder import stored_plan
 
     folder = StudyFolder(out)
     plan, settings = stored_plan(folder)

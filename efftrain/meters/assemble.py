@@ -51,6 +51,7 @@ def assemble(journal: Journal) -> Run:
         checks=[],
         notes=[line["text"] for line in journal.of("note")] + journal.defects + _last_words(journal),
         teacher=_teacher(header),
+        ranks=header.get("ranks", 1),
     )
 
 

@@ -38,7 +38,8 @@ def duration_s(step: Line) -> float:
 def phase_times(steps: Sequence[Line]) -> dict[str, Quantity]:
     """Mean seconds a step by phase; a phase that a step goes through several times is added up within the step."""
     by_step = [_phases_of(step) for step in steps]
-    names = [name for name in PHASES if any(name in phases for phases in by_step)]
+    marked = {name: None for phases in by_step for name in phases}  # a set that keeps its order
+    names = [name for name in dict.fromkeys((*PHASES, *marked)) if name in marked]  # a foreign loop may name its own
     return {name: _mean([p.get(name, 0.0) for p in by_step], f"marks of the phase {name!r}") for name in names}
 
 

@@ -19,12 +19,12 @@ _UNBILLED = frozenset({"warmup", "idle"})
 
 
 def billed_windows(lines: Iterable[Line]) -> list[Window]:
-    """The billed stretches of a run, in order and disjoint; none for a run without steps."""
+    """The billed stretches of a run, in order and disjoint; without steps, its `whole` span or nothing."""
     lines = list(lines)
     steps = [line for line in lines if line["kind"] == "step"]
-    if not steps:
-        return []
     spans = [line for line in lines if line["kind"] == "span"]
+    if not steps:
+        return _whole(spans, lines)
     return billed(spans, start=min(s["t"] for s in steps), end=max(s["t_end"] for s in steps))
 
 
@@ -54,6 +54,19 @@ def clip(windows: Sequence[Window], until: int) -> list[Window]:
 def seconds(windows: Sequence[Window]) -> float:
     """Length of disjoint windows in s."""
     return sum(end - start for start, end in windows) / 1e9
+
+
+def _whole(spans: Sequence[Line], lines: Sequence[Line]) -> list[Window]:
+    """From the beginning of a `whole` span to its end, or to the last line where whatever it held was cut off.
+
+    It is written twice: when it begins, without a length, and when it ends.
+    """
+    whole = [span for span in spans if span["name"] == "whole"]
+    if not whole:
+        return []
+    cut_off = whole[-1]["t"] == whole[-1]["t_end"]
+    last = max(line["t"] for line in lines) if cut_off else whole[-1]["t_end"]
+    return _union([(whole[0]["t"], last)])
 
 
 def _without(window: Window, holes: Sequence[Window]) -> list[Window]:

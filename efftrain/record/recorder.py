@@ -13,8 +13,8 @@ from efftrain.record.journal import JournalWriter
 Phase = Literal["data", "forward", "backward", "optimizer"]
 """A part of a training step. `forward` holds the loss; `backward` holds recomputation."""
 
-SpanName = Literal["warmup", "idle", "compile", "calibrate", "teacher", "evaluate", "checkpoint"]
-"""A stretch outside of training steps."""
+SpanName = Literal["warmup", "idle", "compile", "calibrate", "teacher", "evaluate", "checkpoint", "whole"]
+"""A stretch outside of training steps; `whole` is all of what was measured, where no steps are known."""
 
 Status = Literal["complete", "early-stopped", "target-reached", "oom", "diverged", "failed", "interrupted", "killed"]
 """How a run ended; `killed` is never written: it is what a journal without an end line means."""

@@ -3,16 +3,17 @@
 The same function serves a study that has just ended, one that is still running, and one that was killed last year.
 """
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
 from efftrain.comparison.checks import run_checks, study_checks
 from efftrain.comparison.verdicts import compare
 from efftrain.meters.assemble import assemble
+from efftrain.meters.ranks import with_ranks
+from efftrain.meters.steps import step_rows
+from efftrain.record.folder import StudyFolder, write_text
 from efftrain.record.journal import Journal, JournalError, read_journal
 from efftrain.record.schema import Check, RecordError, Run, Study, dumps, load
-from efftrain.study.folder import StudyFolder, write_text
 from efftrain.study.variants import BASELINE, VARIANTS
 
 
@@ -43,7 +44,7 @@ def collect(folder: StudyFolder, *, settings: dict[str, Any] | None = None) -> C
         write_text(folder.record(run.run_id), dumps(run))
     study = _study(folder, runs, damaged, settings or {})
     write_text(folder.study, dumps(study))
-    steps = [row for journal in journals.values() for row in _step_rows(journal)]
+    steps = [row for journal in journals.values() for row in step_rows(journal)]
     return Collected(study, runs, steps)
 
 
@@ -57,7 +58,7 @@ def _journals(folder: StudyFolder) -> tuple[dict[str, Journal], list[Check]]:
     damaged: list[Check] = []
     for run_id in folder.run_ids():
         try:
-            journals[run_id] = read_journal(folder.journal(run_id))
+            journals[run_id] = with_ranks(read_journal(folder.journal(run_id)), folder.ranks(run_id))
         except JournalError as error:
             damaged.append(Check(name="journal", status="failed", detail=f"{run_id}: {error}"))
     return journals, damaged
@@ -98,23 +99,3 @@ def _unknown(folder: StudyFolder, runs: list[Run]) -> Study:
         study_id=runs[0].study_id if runs else folder.root.name, created="unknown", command="unknown",
         baseline=BASELINE, runs=[], variants=[], checks=[],
     )  # fmt: skip
-
-
-def _step_rows(journal: Journal) -> list[dict[str, Any]]:
-    """One flat row a step: seconds by phase, loss, learning rate."""
-    header = journal.header
-    rows: list[dict[str, Any]] = []
-    for line in journal.of("step"):
-        bounds = [*line["phases"], [None, line["t_end"]]]
-        seconds: dict[str, float] = {}
-        for (phase, start), (_, end) in itertools.pairwise(bounds):
-            seconds[f"{phase}_s"] = seconds.get(f"{phase}_s", 0.0) + (end - start) / 1e9
-        rows.append(
-            {
-                "run_id": header["run_id"], "variant": header["variant"], "seed": header["seed"], "step": line["step"],
-                "tokens": line["tokens"], "loss": line["loss"], "t_ns": line["t"],
-                "step_s": (line["t_end"] - line["t"]) / 1e9, **seconds, "learning_rate": line["learning_rate"],
-                "grad_norm": line["grad_norm"],
-            }
-        )  # fmt: skip
-    return rows

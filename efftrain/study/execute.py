@@ -18,9 +18,10 @@ from typing import Any, Final, Literal, Protocol
 
 from efftrain.monitor.idle import measure_idle
 from efftrain.monitor.machine import find_sensors
+from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import JournalError, Line, append_line, read_journal
 from efftrain.study.collect import collect
-from efftrain.study.folder import StudyFolder, write_opening
+from efftrain.study.folder import write_opening
 from efftrain.study.peaks import peak_rates
 from efftrain.study.plan import Plan, RunPlan
 from efftrain.training.config import Precision, RunConfig

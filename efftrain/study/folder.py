@@ -1,63 +1,22 @@
-"""Where a study keeps what: one folder, readable by anybody, complete at every moment.
+"""How a study's folder is claimed, and what stands in it before the first run.
 
 `study.json` is written before the first run and again after each, so that a study that is cut off anywhere can be
 reported and resumed.
 """
 
 import dataclasses
-import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from efftrain.record.folder import StudyFolder, write_text
 from efftrain.record.schema import RecordError, Study, dumps, load
 from efftrain.study.plan import Plan, PlanError
 
 STUDY_FILES = ("study.json", "report.html", "report.md", "runs.csv", "steps.parquet")
 STUDY_FOLDERS = ("runs",)
-
-
-@dataclass(frozen=True, slots=True)
-class StudyFolder:
-    """Paths inside a study's folder."""
-
-    root: Path
-
-    @property
-    def study(self) -> Path:
-        """The study's record."""
-        return self.root / "study.json"
-
-    def run(self, run_id: str) -> Path:
-        """Folder of one run."""
-        return self.root / "runs" / run_id
-
-    def journal(self, run_id: str) -> Path:
-        """Journal of one run."""
-        return self.run(run_id) / "journal.jsonl"
-
-    def record(self, run_id: str) -> Path:
-        """Record of one run."""
-        return self.run(run_id) / "run.json"
-
-    def log(self, run_id: str) -> Path:
-        """What the run's process printed."""
-        return self.run(run_id) / "log.txt"
-
-    def weights(self, run_id: str) -> Path:
-        """What a teacher leaves for its student."""
-        return self.run(run_id) / "weights.pt"
-
-    def run_ids(self) -> list[str]:
-        """Runs that left a journal, in alphabetical order."""
-        return sorted(path.parent.name for path in (self.root / "runs").glob("*/journal.jsonl"))
-
-    def holds_study(self) -> bool:
-        """Whether there is a study here, whole or cut off."""
-        return self.study.exists() or bool(self.run_ids())
 
 
 def claim(root: Path, *, force: bool) -> StudyFolder:
@@ -78,13 +37,6 @@ def claim(root: Path, *, force: bool) -> StudyFolder:
     except OSError as error:
         raise PlanError(f"--out {root}: {error.strerror}") from None
     return folder
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_opening(folder: StudyFolder, plan: Plan, settings: dict[str, Any]) -> None:
