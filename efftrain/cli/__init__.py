@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from efftrain import __version__
-from efftrain.cli import bench, doctor, kernels, report, train
+from efftrain.cli import bench, carbon, doctor, kernels, report, train
 
 USAGE = 2
 INTERRUPTED = 130
@@ -25,6 +25,7 @@ app.command("bench")(bench.bench)
 app.command("train")(train.train)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
+app.add_typer(carbon.app, name="carbon")
 app.add_typer(kernels.app, name="kernels")
 
 

@@ -24,6 +24,12 @@ def bench(
     region: options.Region = None,
     intensity: options.Intensity = None,
     pue: options.Pue = None,
+    node_overhead_w: options.NodeOverhead = None,
+    market_intensity: options.MarketIntensity = None,
+    intensity_profile: options.IntensityProfile = None,
+    wue: options.Wue = None,
+    lifetime_years: options.LifetimeYears = None,
+    utilization: options.Utilization = None,
     out: options.Out = None,
     force: options.Force = False,
     resume: options.Resume = False,
@@ -44,4 +50,8 @@ def bench(
             steps=steps, tokens=tokens, device=available_device(device),
             attention=options.attention(attention), optimizer=options.optimizer(optimizer),
         )  # fmt: skip
-        run_new(request, resolve(country, region, intensity, pue), out, force=force)
+        carbon = resolve(
+            country, region, intensity, pue, market_intensity=market_intensity, wue=wue, profile=intensity_profile,
+            lifetime_years=lifetime_years, utilization=utilization,
+        )  # fmt: skip
+        run_new(request, carbon, out, force=force)

@@ -1,5 +1,6 @@
 """Options that several commands share, and how their faults reach the user: in one line, before anything is written."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,19 @@ Country = Annotated[str | None, typer.Option(help="Grid, as ISO 3166-1 alpha-3: 
 Region = Annotated[str | None, typer.Option(help="State, province or zone of the country.")]
 Intensity = Annotated[float | None, typer.Option(help="Carbon intensity of the grid in g/kWh, instead of --country.")]
 Pue = Annotated[float | None, typer.Option(help="Power usage effectiveness of the facility, at least 1.")]
+MarketIntensity = Annotated[
+    float | None, typer.Option(help="Intensity of your electricity contract in g/kWh, shown beside the grid's.")
+]
+IntensityProfile = Annotated[
+    Path | None, typer.Option(help="CSV of hourly intensities in g/kWh, for the run's own hours.")
+]
+Wue = Annotated[float | None, typer.Option(help="Water usage effectiveness of the facility in L/kWh.")]
+LifetimeYears = Annotated[float | None, typer.Option(help="Years that the hardware is kept; 4 if not given.")]
+Utilization = Annotated[float | None, typer.Option(help="Share of them in which it is used; 0.85 if not given.")]
+NodeOverhead = Annotated[
+    float | None,
+    typer.Option(help="W of fans, disks, network and supply losses, which no sensor reads; assumed if not given."),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; reports/PRESET if not given.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the study that is in the folder.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")]
@@ -57,6 +71,19 @@ def usage_errors() -> Iterator[None]:
         yield
     except (PlanError, ConfigError, CarbonError, DataError, DeviceError, RecordError) as error:
         raise fail(error) from None
+
+
+def watts(value: float | None, option: str) -> float | None:
+    """A power in W of at least 0; None where it was not given.
+
+    Raises:
+        PlanError: it is negative or not finite.
+    """
+    from efftrain.study.plan import PlanError
+
+    if value is not None and not (math.isfinite(value) and value >= 0):
+        raise PlanError(f"{option} {value:g}: expected W of at least 0, for example 84")
+    return value
 
 
 def names(text: str | None, option: str) -> tuple[str, ...] | None:
