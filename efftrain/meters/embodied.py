@@ -80,7 +80,7 @@ def embodied(environment: Mapping[str, Any], duration_s: float, settings: Mappin
     lifetime = settings.get("lifetime_years", DEFAULT_LIFETIME_YEARS)
     utilization = settings.get("utilization", DEFAULT_UTILIZATION)
     parts = [*_accelerators(environment["devices"]), _host(environment)]
-    made = total(parts, boundary=_BOUNDARY)
+    made = total(parts, boundary=_BOUNDARY, source="; ".join(part.source for part in parts))
     use = f"used {duration_s:.4g} s of {lifetime:g} years × {utilization:g} utilisation"
     part = time_share(duration_s, lifetime_years=lifetime, utilization=utilization)
     share = exact(part, "1", source=use, method="assumed")

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from efftrain.record.schema import Run, Study
+from efftrain.report.carbon_exports import write_codecarbon_csv, write_model_card
 from efftrain.report.exports import write_runs_csv, write_steps_parquet
 from efftrain.report.html import html
 from efftrain.report.markdown import markdown
+from efftrain.report.prometheus import write_prometheus
 
 
 def write_reports(folder: Path, study: Study, runs: Sequence[Run], steps: Iterable[Mapping[str, Any]]) -> list[Path]:
-    """Write report.md, report.html, runs.csv and steps.parquet, and replace what is there.
+    """Write the reports, the tables and what other tools read, and replace what is there.
 
     Args:
         folder: an existing folder.
@@ -31,6 +33,9 @@ def write_reports(folder: Path, study: Study, runs: Sequence[Run], steps: Iterab
         _replace(folder / "report.html", lambda path: _write_text(path, html(study, runs))),
         _replace(folder / "runs.csv", lambda path: write_runs_csv(path, runs)),
         _replace(folder / "steps.parquet", lambda path: write_steps_parquet(path, steps)),
+        _replace(folder / "model-card.yaml", lambda path: write_model_card(path, study, runs)),
+        _replace(folder / "emissions.csv", lambda path: write_codecarbon_csv(path, study, runs)),
+        _replace(folder / "metrics.prom", lambda path: write_prometheus(path, runs)),
     ]
 
 

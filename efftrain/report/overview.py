@@ -13,6 +13,8 @@ from efftrain.comparison.statistics import MIN_PAIRS, mean_of
 from efftrain.comparison.verdicts import COUNTED, METRICS, counted
 from efftrain.record.quantities import Quantity, missing
 from efftrain.record.schema import Check, Ratio, Run, Study, VariantSummary, Verdict
+from efftrain.report.carbon_exports import main_run
+from efftrain.report.carbon_view import CarbonRow, carbon_legend, carbon_rows, region_rows
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import change, figure, number
 
@@ -63,6 +65,8 @@ class Overview:
     unfinished: list[str]
     notes: list[str]
     provenance: list[tuple[str, str]]
+    carbon_of: str
+    carbon: list[CarbonRow]
     regions: list[tuple[str, str, str]]
 
     def flagged(self, *statuses: str) -> list[Flag]:
@@ -73,6 +77,7 @@ class Overview:
 def overview(study: Study, runs: Sequence[Run]) -> Overview:
     """What there is to say about `study` and its `runs`."""
     variants = [_variant(s, runs) for s in study.variants if not s.skipped]
+    shown = main_run(study, runs)
     return Overview(
         study=study,
         subtitle=_subtitle(variants, runs),
@@ -84,7 +89,9 @@ def overview(study: Study, runs: Sequence[Run]) -> Overview:
         unfinished=[_unfinished(r) for r in runs if r.status not in COUNTED],
         notes=[f"{r.run_id}: {note}" for r in runs for note in r.notes],
         provenance=_provenance(study, runs),
-        regions=_regions(study, variants),
+        carbon_of=shown.run_id if shown else "",
+        carbon=carbon_rows(shown),
+        regions=region_rows(shown),
     )
 
 
@@ -184,12 +191,8 @@ def _legend(study: Study, variants: Sequence[VariantView], runs: Sequence[Run]) 
     ]
     if any(v.summary.on_pareto_front for v in variants) and len(variants) > 1:
         lines.append("* no other variant has both less energy per token and a lower final loss.")
-    grid, pue = done[0].carbon.intensity, done[0].carbon.pue
-    lines.append(
-        f"CO₂e: {done[0].carbon.location}, {figure(grid)} ({grid.method}: {grid.source}), "
-        f"PUE {figure(pue)} ({pue.method}: {pue.source})."
-    )
-    return [*lines, *_tokens_statement(variants)]
+    shown = main_run(study, done) or done[0]
+    return [*lines, *carbon_legend(shown), *_tokens_statement(variants)]
 
 
 def _ratio_legend(study: Study, variants: Sequence[VariantView]) -> list[str]:
@@ -288,14 +291,6 @@ def _inline(value: Any) -> str:
             return ""
         case _:
             return str(value)
-
-
-def _regions(study: Study, variants: Sequence[VariantView]) -> list[tuple[str, str, str]]:
-    """(grid, its intensity, CO2e of the baseline's first finished run there); empty where the run names none."""
-    named = sorted(variants, key=lambda v: v.name != study.baseline)
-    first = next((r for v in named for r in v.runs if r.status in COUNTED), None)
-    rows = first.carbon.regions if first else []
-    return [(row.location, figure(row.intensity), figure(row.total)) for row in rows]
 
 
 def _words(name: str) -> str:

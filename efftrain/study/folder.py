@@ -15,7 +15,10 @@ from efftrain.record.folder import StudyFolder, write_text
 from efftrain.record.schema import RecordError, Study, dumps, load
 from efftrain.study.plan import Plan, PlanError
 
-STUDY_FILES = ("study.json", "report.html", "report.md", "runs.csv", "steps.parquet")
+STUDY_FILES = (
+    "study.json", "report.html", "report.md", "runs.csv", "steps.parquet", "model-card.yaml", "emissions.csv",
+    "metrics.prom",
+)  # fmt: skip
 STUDY_FOLDERS = ("runs",)
 
 

@@ -12,7 +12,9 @@ from efftrain.report.exports import train_losses
 from efftrain.report.folder import write_reports
 
 Case = tuple[Study, list[Run]]
-NAMES = ["report.md", "report.html", "runs.csv", "steps.parquet"]
+NAMES = [
+    "report.md", "report.html", "runs.csv", "steps.parquet", "model-card.yaml", "emissions.csv", "metrics.prom",
+]  # fmt: skip
 
 
 def test_all_files_are_written_and_replaced(damaged: Case, tmp_path: Path) -> None:
