@@ -14,8 +14,8 @@ SOME_FAILED = 1
 INTERRUPTED = 130
 
 
-def run_new(request: "Request", carbon: dict[str, Any], out: Path, *, force: bool) -> None:
-    """Plan a study, make it, report it.
+def run_new(request: "Request", settings: dict[str, Any], out: Path, *, force: bool) -> None:
+    """Plan a study, make it, report it; `settings` are what efftrain.study.execute wants.
 
     Raises:
         typer.Exit: always; 0, 1 where a run failed, 130 after Ctrl-C.
@@ -26,7 +26,7 @@ def run_new(request: "Request", carbon: dict[str, Any], out: Path, *, force: boo
 
     plan = make_plan(request)
     _check(plan)
-    raise _make(plan, claim(out, force=force), {"carbon": carbon})
+    raise _make(plan, claim(out, force=force), settings)
 
 
 def run_on(out: Path) -> None:

@@ -77,6 +77,36 @@ def watts_per_thread(
     return (watts, 0.5 * watts, 2.0 * watts), "modelled", f"{source} (codecarbon's cpu_power.csv)"
 
 
+def memory_watts(memory_bytes: int) -> tuple[tuple[float, float, float], str]:
+    """W that main memory draws where nobody counts it, as (value, low, high), with the source.
+
+    Args:
+        memory_bytes: what this process may use: a container is not charged for its host's memory.
+    """
+    gigabytes = memory_bytes / 1e9
+    value, low, high = (rate * gigabytes for rate in MEMORY_W_PER_GB)
+    rates = "{:g} W ({:g} to {:g}) per GB".format(*MEMORY_W_PER_GB)
+    return (value, low, high), f"{value:.2g} W: {rates} of the {gigabytes:.3g} GB that this process may use"
+
+
+def node_watts(*, guest: bool) -> tuple[tuple[float, float, float], str] | None:
+    """W of what no sensor reads: fans, disks, network, regulators, losses of the supply; with the source.
+
+    None for a guest: which share of its host's it has to answer for, it cannot know.
+    """
+    if guest:
+        return None
+    return NODE_W, (
+        "{:g} W ({:g} to {:g}): what wall meters showed beyond the sensors of a workstation, nearly constant from 77 "
+        "to 91 W (raw data of Fischer 2025, arXiv:2509.22092); other machines differ".format(*NODE_W)
+    )
+
+
+MEMORY_W_PER_GB = (0.17, 0.08, 0.375)
+"""From 5 W for a module of 64 GB to 3 W for 8 GB, codecarbon's figures now and before version 3; geometric mean."""
+
+NODE_W = (84.0, 30.0, 200.0)
+
 DTYPES = ("float32", "tf32", "bfloat16", "float16")
 
 ASSUMED_WATTS = (4.0, 2.0, 10.0)

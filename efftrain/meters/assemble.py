@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from efftrain.meters.carbon import run_carbon
+from efftrain.meters.consistency import consistency
 from efftrain.meters.ledger import Ledger
 from efftrain.meters.memory import memory_section
 from efftrain.meters.phases import PHASE_ENERGY, phase_times, time_section
@@ -20,7 +21,7 @@ _ENDED_WELL = frozenset({"complete", "early-stopped", "target-reached"})
 
 
 def assemble(journal: Journal) -> Run:
-    """The whole record. What the journal does not hold is missing in it; `checks` is left for the comparison."""
+    """The whole record. What the journal does not hold is missing in it; `checks` holds those of the sensors."""
     header, steps = journal.header, journal.of("step")
     windows = billed_windows(journal.lines)
     ledger = Ledger(header)
@@ -48,7 +49,7 @@ def assemble(journal: Journal) -> Run:
         flops=flops_section(journal),
         memory=memory_section(journal),
         time=time_section(journal, windows),
-        checks=[],
+        checks=consistency(ledger, windows, steps, header["environment"]),
         notes=[line["text"] for line in journal.of("note")] + journal.defects + _last_words(journal),
         teacher=_teacher(header),
         ranks=header.get("ranks", 1),
@@ -65,6 +66,7 @@ def _energy(ledger: Ledger, windows: Sequence[Window], tokens: int, steps: Seque
     no_tokens = missing("J/token", source="no token was trained", boundary=BOUNDARY)
     return Energy(
         components=ledger.components(windows),
+        devices=ledger.devices(windows),
         total=whole,
         idle=ledger.idle(windows),
         above_idle=ledger.above_idle(windows),

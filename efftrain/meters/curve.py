@@ -202,7 +202,7 @@ def _shaped(
     track: Track, powers: Sequence[float], witness: PowerReadings
 ) -> tuple[list[float], dict[int, tuple[float, float, float]]]:
     """By interval: the spread in W, and the step between the powers that the witness shows at its two ends."""
-    ends = [witness.held_at(t + round(track.period or 0) // 8) for t in track.t]
+    ends = _ends(track, witness)
     off = [0.0 if w is None else abs(w - p) for w, p in zip(ends[1:], powers, strict=True)]
     spread: list[float] = []
     steps: dict[int, tuple[float, float, float]] = {}
@@ -221,6 +221,12 @@ def _shaped(
     return spread, steps
 
 
+def _ends(track: Track, witness: PowerReadings) -> list[float | None]:
+    """What the witness showed at each update: the reading that was taken by one poll later."""
+    late = round(1.1e9 * witness.info["period_s"])
+    return [witness.held_at(t + late) for t in track.t]
+
+
 def _sampled(track: Track, powers: Sequence[float], witness: PowerReadings | None) -> float:
     """Standard deviation in W of what a counter that looks at a part of the time only would miss in one interval.
 
@@ -233,7 +239,7 @@ def _sampled(track: Track, powers: Sequence[float], witness: PowerReadings | Non
     jumps = math.sqrt(math.fsum((b - a) ** 2 for a, b in itertools.pairwise(powers)) / 2 / (len(powers) - 1))
     scatter = math.sqrt(math.fsum((p - mean) ** 2 for p in powers) / (len(powers) - 1))
     if witness is not None:
-        ends = [witness.held_at(t + round(track.period or 0) // 8) for t in track.t[1:]]
+        ends = _ends(track, witness)[1:]
         apart = [(w - p) ** 2 for w, p in zip(ends, powers, strict=True) if w is not None]
         if apart and math.sqrt(math.fsum(apart) / len(apart)) > PART_TIME * jumps:
             return 0.0

@@ -34,7 +34,7 @@ def measure_idle(
         parts of the window and, for a counter, the moment of its first and last tick, known to within one poll of
         5 ms. A sensor is left out if it has no idle power of its own (CPU time) or was not read well enough.
     """
-    watched = [sensor for sensor in sensors if sensor.info.kind != "cpu_time"]
+    watched = [sensor for sensor in sensors if sensor.info.kind in ("energy", "power")]
     readings: dict[str, Readings] = {sensor.info.name: [] for sensor in watched}
     end = clock() + round(seconds * 1e9)
     while watched and clock() <= end:

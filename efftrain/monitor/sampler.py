@@ -2,8 +2,8 @@
 
 A reading is written when it changed, with the time of the reading before, between which and now it did; and at least
 once a second, so that a sensor that stands still can be told from one that is gone. Nothing raises out of here: a
-sensor that fails is noted as lost, tried once a second, and noted again when it is back. The first and the last readings
-are taken in the caller's thread, at the very start and the very end.
+sensor that fails is noted as lost, tried once a second, and noted again when it is back. The first and the last
+readings are taken in the caller's thread, at the very start and the very end.
 """
 
 import heapq

@@ -27,6 +27,7 @@ REST_OF_NODE = Absent(
     component="rest_of_node",
     name="rest-of-node",
     why="no sensor reads fans, disks, network, voltage regulators and the losses of the power supply",
+    cure="give their watts with --node-overhead-w, from a meter at the wall if you can",
 )
 POLL_S = 0.002
 
@@ -35,6 +36,7 @@ def discover(
     devices: Devices | None,
     *,
     cpu_watts: tuple[Watts, Method, str],
+    assumed: Sequence[Sensor] = (),
     powercap: Path = POWERCAP,
     library: Any = pynvml,
     environ: Mapping[str, str] = os.environ,
@@ -46,6 +48,7 @@ def discover(
             not use are no part of it and are left alone. None: all GPUs that CUDA may see.
         cpu_watts: W of one busy thread, how that is known and from where; used only where no counter of the processor
             can be read.
+        assumed: sensors that stand in for a component which nothing else reads.
         powercap: folder of the processor's counters.
         library: the `pynvml` module, or what acts like it.
         environ: where CUDA_VISIBLE_DEVICES stands.
@@ -57,7 +60,14 @@ def discover(
         model = CpuTimeSensor(*cpu_watts)
         sensors.append(model)
         host_absent = [replace(a, stand_in=model.info.name) if a.component == "cpu" else a for a in host_absent]
-    return Discovery(sensors=sensors, absent=[*gpu_absent, *host_absent, REST_OF_NODE])
+    host_absent.append(REST_OF_NODE)
+    read = {s.info.component for s in sensors}
+    for sensor in assumed:
+        component, name = sensor.info.component, sensor.info.name
+        if component not in read:
+            sensors.append(sensor)
+            host_absent = [replace(a, stand_in=name) if a.component == component else a for a in host_absent]
+    return Discovery(sensors=sensors, absent=[*gpu_absent, *host_absent])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

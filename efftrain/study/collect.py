@@ -50,7 +50,7 @@ def collect(folder: StudyFolder, *, settings: dict[str, Any] | None = None) -> C
 
 def _record(journal: Journal) -> Run:
     run = assemble(journal)
-    return run.model_copy(update={"checks": run_checks(run)})
+    return run.model_copy(update={"checks": [*run.checks, *run_checks(run)]})
 
 
 def _journals(folder: StudyFolder) -> tuple[dict[str, Journal], list[Check]]:

@@ -67,7 +67,8 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
     Args:
         plan: the runs, in order.
         folder: where everything is written.
-        settings: `carbon` as resolved by efftrain.meters.carbon; kept in the study's record.
+        settings: `carbon` as resolved by efftrain.meters.carbon and `node_overhead_w`, W or None; kept in the study's
+            record.
         observer: told of the progress.
     """
     statuses = {run.run_id: "complete" for run in plan.runs if _status(folder, run) == "complete"}
@@ -88,7 +89,10 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
                 not_made[run.run_id] = f"its teacher {run.teacher} did not complete ({ended})"
                 continue
             observer.run_started(run, index, len(plan.runs))
-            facts = {"carbon": settings["carbon"], "peak": peaks[run.config.precision], "idle": idle}
+            facts = {
+                "carbon": settings["carbon"], "node_overhead_w": settings.get("node_overhead_w"),
+                "peak": peaks[run.config.precision], "idle": idle,
+            }  # fmt: skip
             spec = _spec(plan, run, folder, facts)
             statuses[run.run_id], detail, interrupted = _make(run, folder, spec, observer)
             observer.run_ended(run, statuses[run.run_id], detail)
@@ -216,7 +220,7 @@ def _idle(plan: Plan, observer: Observer) -> dict[str, Any]:
     if not plan.runs:
         return {}
     found = find_sensors(plan.runs[0].config.device)
-    measuring = [sensor for sensor in found.sensors if sensor.info.kind != "cpu_time"]
+    measuring = [sensor for sensor in found.sensors if sensor.info.kind in ("energy", "power")]
     if measuring:
         observer.message(f"idle power, {IDLE_S:.0f} s")
     idle = measure_idle(measuring, IDLE_S) if measuring else {}

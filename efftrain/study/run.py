@@ -44,7 +44,8 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
     if config.device == "cpu":  # compile in this process and its children, whose CPU time can be read
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     corpus = prepare(Path(spec["data"]) if spec["data"] else None, config.model.vocab_size)
-    with Monitor(Path(spec["journal"]), find_sensors(config.device), _header(spec, config, corpus)) as monitor:
+    sensors = find_sensors(config.device, node_overhead_w=spec["node_overhead_w"])
+    with Monitor(Path(spec["journal"]), sensors, _header(spec, config, corpus)) as monitor:
         recorder = monitor.recorder
         try:
             status, detail = _train(spec, config, corpus, recorder, stop), {}

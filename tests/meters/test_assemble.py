@@ -59,7 +59,10 @@ def test_a_complete_run(journal, run_lines):
     assert run.memory.unexplained.value == 100
     assert run.carbon.operational.value == pytest.approx(2912 / 3.6e6 * 480.6, rel=1e-3)
     assert run.carbon.per_exaflop.value == pytest.approx(run.carbon.operational.value / (20 * 3e9 / 1e18))
-    assert (run.checks, run.notes, run.teacher) == ([], [], None)
+    said = {check.name: check.status for check in run.checks}
+    assert said == {"counter_against_power": "skipped", "phase_lock": "warning", "devices_alone": "skipped"}
+    assert (run.notes, run.teacher) == ([], None)
+    assert run.energy.devices["d"] == run.energy.components["gpu"]
     assert run.environment["corpus"]["name"] == "c"
     no_missing_figure_is_zero(run)
     assert Run.model_validate_json(dumps(run)) == run

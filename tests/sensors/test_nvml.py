@@ -36,7 +36,8 @@ Mismatch = type("NVMLError_LibRmVersionMismatch", (FakeError,), {})  # cures are
 def board(index: int, name: str = "NVIDIA H100 80GB HBM3", **answers: Any) -> dict[str, Any]:
     return {
         "Index": index, "UUID": f"GPU-{index}a5e-0000", "Name": name, "TotalEnergyConsumption": 5_000,
-        "PowerUsage": 123_400, "FieldValues": FunctionNotFoundError("Function Not Found"), "EnforcedPowerLimit": 700_000, "MigMode": NotSupportedError("no MIG"),
+        "PowerUsage": 123_400, "FieldValues": FunctionNotFoundError("none"),
+        "EnforcedPowerLimit": 700_000, "MigMode": NotSupportedError("no MIG"),
         "VirtualizationMode": 0, "MemoryInfo": SimpleNamespace(total=80 * 2**30), "MaxClockInfo": 1980,
         "ComputeRunningProcesses": [SimpleNamespace(pid=-1), SimpleNamespace(pid=-2)], **answers,
     }  # fmt: skip

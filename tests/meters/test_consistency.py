@@ -1,0 +1,71 @@
+"""Sensors that agree, disagree, or beat with the step, on readings made from known powers."""
+
+import pytest
+
+from efftrain.meters.consistency import consistency
+from efftrain.meters.ledger import Ledger
+
+S = 1_000_000_000
+
+
+def checks(info, header, *, counter_w=200.0, power_w=200.0, step_s=0.27, devices=(), seconds=30):
+    sensors = [info(), info("gpu0:power", "power", witness_of="gpu0")]
+    ledger = Ledger(header(sensors=sensors, absent=[]))
+    for k in range(seconds * 10 + 1):
+        t = k * S // 10
+        ledger.feed({"kind": "tick", "t": t, "sensor": "gpu0", "value": counter_w * k / 10, "since": t - S // 50})
+        ledger.feed({"kind": "tick", "t": t, "sensor": "gpu0:power", "value": power_w})
+    steps, start = [], 1.0
+    while start + step_s < seconds - 1:
+        steps.append({"t": round(start * S), "t_end": round((start + step_s) * S)})
+        start += step_s
+    windows = [(steps[0]["t"], steps[-1]["t_end"])]
+    return {check.name: check for check in consistency(ledger, windows, steps, {"devices": list(devices)})}
+
+
+@pytest.mark.parametrize(
+    ("power_w", "status"), [(200.0, "passed"), (208.0, "passed"), (212.0, "failed"), (114, "failed")]
+)
+def test_counter_and_power_that_disagree_by_more_than_five_percent_are_said_to(info, header, power_w, status):
+    check = checks(info, header, power_w=power_w)["counter_against_power"]
+    assert check.status == status
+    assert f"{power_w / 200 - 1:+.1%}" in check.detail
+
+
+def test_power_beside_a_counter_is_not_billed(info, header):
+    sensors = [info(), info("gpu0:power", "power", witness_of="gpu0")]
+    ledger = Ledger(header(sensors=sensors, absent=[]))
+    for k in range(101):
+        ledger.feed({"kind": "tick", "t": k * S // 10, "sensor": "gpu0", "value": 20.0 * k})
+        ledger.feed({"kind": "tick", "t": k * S // 10, "sensor": "gpu0:power", "value": 500.0})
+    assert ledger.total([(0, 10 * S)]).value == pytest.approx(2000)
+    assert list(ledger.series) == ["gpu0"]
+
+
+@pytest.mark.parametrize(
+    ("step_s", "status"),
+    [(0.1, "warning"), (0.2, "warning"), (0.4, "warning"), (0.05, "warning"), (0.27, "passed"), (0.137, "passed")],
+)
+def test_a_step_that_beats_with_the_tick_is_named(info, header, step_s, status):
+    check = checks(info, header, step_s=step_s)["phase_lock"]
+    assert check.status == status
+    assert ("--phase-energy blocks" in check.detail) == (status == "warning")
+
+
+@pytest.mark.parametrize(
+    ("device", "status", "said"),
+    [
+        ({"uuid": "GPU-1", "other_processes": 0}, "passed", "no other process"),
+        ({"uuid": "GPU-1", "other_processes": 2}, "warning", "GPU-1: 2 other processes"),
+        ({"uuid": "GPU-1", "other_processes": 0, "mig": True}, "warning", "split by MIG"),
+        ({"uuid": "GPU-1", "other_processes": None}, "skipped", "does not tell"),
+    ],
+)
+def test_who_else_uses_the_device(info, header, device, status, said):
+    check = checks(info, header, devices=[device])["devices_alone"]
+    assert (check.status, said in check.detail) == (status, True)
+
+
+def test_a_run_without_a_counter_has_nothing_to_compare(info, header):
+    ledger = Ledger(header(sensors=[info("cpu", "cpu_time")]))
+    assert consistency(ledger, [(0, S)], [], {}) == []
