@@ -2,11 +2,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
-from efftrain.sensors.discover import discover, examine
-from efftrain.sensors.protocol import Absent, Discovery, SensorError, SensorInfo
-from efftrain.sensors.simulated import Habits, SimulatedCounter, SimulatedPower, constant
+from efftrain.sensors.discover import discover
+from efftrain.sensors.protocol import Discovery
 
 WATTS = ((4.0, 2.0, 10.0), "assumed", "4 W (2 to 10) per busy thread")
 
@@ -58,57 +55,3 @@ def test_one_of_two_packages_unreadable_is_a_lower_bound_and_not_modelled(tmp_pa
 def test_a_machine_without_a_gpu_mentions_none(tmp_path: Path):
     assert all(a.component != "gpu" for a in look(tmp_path, None).absent)
     assert look(tmp_path, (0,)).absent[0].component == "gpu"
-
-
-class Time:
-    def __init__(self) -> None:
-        self.now = 0
-
-    def __call__(self) -> int:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += round(seconds * 1e9)
-
-
-def test_examine_sees_value_and_tick_period():
-    time = Time()
-    habits = Habits(tick_s=0.1, wrap_at=75.0)
-    counter = SimulatedCounter(constant(50.0), clock=time, habits=habits)
-    power = SimulatedPower(constant(80.0), clock=time)
-    time.now = 1_000_000_000  # the counter shows 50 J, and wraps within the second
-    seen, steady, gone = examine(
-        Discovery(sensors=[counter, power], absent=[Absent(component="dram", name="rapl:dram", why="no", cure="do")]),
-        clock=time,
-        sleep=time.sleep,
-    )
-    assert seen.value == pytest.approx(50.0)
-    assert seen.duration_s == pytest.approx(1.0, abs=0.003)
-    assert seen.tick_period_s == pytest.approx(0.1, abs=0.003)
-    assert (steady.value, steady.unit, steady.tick_period_s) == (80.0, "W", None)
-    assert (gone.value, gone.method, gone.detail, gone.cure) == (None, "missing", "no", "do")
-
-
-def test_a_reading_that_changes_at_every_poll_has_no_visible_tick():
-    time = Time()
-    fine = SimulatedCounter(constant(50.0), clock=time, habits=Habits(tick_s=0.0005))
-    assert examine(Discovery(sensors=[fine]), clock=time, sleep=time.sleep)[0].tick_period_s is None
-
-
-class Broken:
-    info = SensorInfo(
-        name="gpu0", component="gpu", device="x", kind="energy", unit="J", period_s=0.1, method="measured",
-        source="nothing", boundary="",
-    )  # fmt: skip
-
-    def read(self) -> float:
-        raise SensorError("GPU is lost")
-
-    def close(self) -> None:
-        pass
-
-
-def test_a_sensor_that_cannot_be_read_is_a_finding_too():
-    time = Time()
-    finding = examine(Discovery(sensors=[Broken()]), clock=time, sleep=time.sleep)[0]
-    assert (finding.value, finding.method, finding.detail) == (None, "missing", "GPU is lost")
