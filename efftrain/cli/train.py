@@ -55,4 +55,5 @@ def train(
             country, region, intensity, pue, market_intensity=market_intensity, wue=wue, profile=intensity_profile,
             lifetime_years=lifetime_years, utilization=utilization,
         )  # fmt: skip
-        run_new(request, carbon, out, force=force)
+        overhead = options.watts(node_overhead_w, "--node-overhead-w")
+        run_new(request, {"carbon": carbon, "node_overhead_w": overhead}, out, force=force)
