@@ -8,7 +8,7 @@
 
 #define MAX_DEVICES 16
 #define MAX_SEGMENTS 64
-#define MAX_RESETS 16
+#define MAX_RESETS 64
 #define MAX_PARTS 8
 #define MAX_PROCESSES 8
 #define MAX_RULES 128

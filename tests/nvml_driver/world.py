@@ -198,12 +198,12 @@ class World:
         """All calls answer again, but for functions that the driver does not have."""
         self._live.rules = len(self.missing)
 
-    def reset_counter(self, device: int) -> None:
-        """The board's energy counter starts again at 0, now."""
+    def reset_counter(self, device: int, at_s: float | None = None) -> None:
+        """The board's energy counter starts again at 0: now, or at a time in s of the world."""
         live = self._live.device[device]
         if live.resets == MAX_RESETS:
             raise ValueError(f"device: board {device} has room for {MAX_RESETS} resets")
-        live.resets_s[live.resets] = self.seconds()
+        live.resets_s[live.resets] = self.seconds() if at_s is None else at_s
         live.resets += 1
 
 
