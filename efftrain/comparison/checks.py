@@ -6,7 +6,7 @@ a reader should see what was looked at.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from efftrain.comparison.statistics import MIN_PAIRS
@@ -19,6 +19,7 @@ TOKENS_PER_PARAMETER = 20.0
 """About what compute-optimal training takes (Hoffmann et al. 2022, arXiv:2203.15556, table 3)."""
 
 PREDICTION_TOLERANCE = 0.05
+IDLE_TOLERANCE = 0.1
 
 
 def run_checks(run: Run) -> list[Check]:
@@ -26,12 +27,15 @@ def run_checks(run: Run) -> list[Check]:
     return [_check(name, check(run)) for name, check in RUN_CHECKS.items()]
 
 
-def study_checks(runs: Sequence[Run], summaries: Sequence[VariantSummary]) -> list[Check]:
+def study_checks(
+    runs: Sequence[Run], summaries: Sequence[VariantSummary], settings: Mapping[str, Any] | None = None
+) -> list[Check]:
     """All expectations on a study as a whole, in a fixed order.
 
     Args:
         runs: the study's runs, of whatever status.
         summaries: what `verdicts.compare` made of them.
+        settings: the study's, with `idle_before` and `idle_after` where idle power was read.
     """
     done = [r for r in runs if r.status in COUNTED]
     return [
@@ -40,6 +44,7 @@ def study_checks(runs: Sequence[Run], summaries: Sequence[VariantSummary]) -> li
         _check("same_devices", _same_devices(runs)),
         _check("enough_seeds", _enough_seeds(summaries)),
         _check("recompute_costs_energy", _recompute_costs(done, summaries)),
+        _check("idle_steady", _idle_steady(settings or {})),
     ]
 
 
@@ -208,6 +213,18 @@ def _recompute_costs(done: Sequence[Run], summaries: Sequence[VariantSummary]) -
     if not ratios:
         return "skipped", "no variant recomputes at the baseline's batch"
     return "passed", f"recomputation's energy per token against the baseline, at the same batch: {listed}"
+
+
+def _idle_steady(settings: Mapping[str, Any]) -> Outcome:
+    """Idle power before and after a study: where it moved, so did what lies below every figure above idle."""
+    before, after = settings.get("idle_before") or {}, settings.get("idle_after") or {}
+    pairs = {name: (before[name]["watts"], after[name]["watts"]) for name in before if name in after}
+    told = ", ".join(f"{name} {first:.3g} W before, {last:.3g} W after" for name, (first, last) in pairs.items())
+    if not pairs:
+        return "skipped", "no idle power was read before and after"
+    if any(abs(last - first) > IDLE_TOLERANCE * first for first, last in pairs.values()):
+        return "warning", f"idle power moved: {told}; energy above idle is that uncertain"
+    return "passed", told
 
 
 def _recomputes(run: Run) -> bool:

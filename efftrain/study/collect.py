@@ -87,7 +87,7 @@ def _study(folder: StudyFolder, runs: list[Run], damaged: list[Check], added: di
         update={
             "runs": [run.run_id for run in runs],
             "variants": summaries,
-            "checks": [*damaged, *study_checks(runs, summaries)],
+            "checks": [*damaged, *study_checks(runs, summaries, settings)],
             "settings": settings,
         }
     )

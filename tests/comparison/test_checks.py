@@ -77,7 +77,21 @@ def test_a_sound_study_passes(run_record: Make) -> None:
         for name in ("baseline", "recompute")
         for seed in range(6)
     ]
-    assert {c.status for c in _study(run_record, runs).values()} == {"passed"}
+    said = {name: c.status for name, c in _study(run_record, runs).items()}
+    assert said.pop("idle_steady") == "skipped"
+    assert set(said.values()) == {"passed"}
+
+
+@pytest.mark.parametrize(
+    ("after", "status"), [(62.0, "passed"), (70.0, "warning"), (50.0, "warning"), (None, "skipped")]
+)
+def test_idle_power_that_moved_is_flagged(after: float | None, status: str) -> None:
+    settings = {"idle_before": {"gpu0": {"watts": 60.0, "u_watts": 0.1}}}
+    if after is not None:
+        settings["idle_after"] = {"gpu0": {"watts": after, "u_watts": 0.1}}
+    found = {c.name: c for c in study_checks([], [], settings)}["idle_steady"]
+    assert found.status == status
+    assert ("60 W before" in found.detail) == (after is not None)
 
 
 @pytest.mark.parametrize(
