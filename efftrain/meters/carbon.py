@@ -246,7 +246,8 @@ def _elsewhere(
 
 def _with_embodied(part: Quantity, hardware: Quantity) -> Quantity:
     beside = hardware.boundary if hardware.present else "embodied carbon not counted"
-    return total([part, hardware], boundary=f"{part.boundary}; {beside}")
+    source = "operational and embodied, each with its own source" if part.present else ""
+    return total([part, hardware], boundary=f"{part.boundary}; {beside}", source=source)
 
 
 def _per(whole: Quantity, count: float, what: str, why: str) -> Quantity:
@@ -254,7 +255,7 @@ def _per(whole: Quantity, count: float, what: str, why: str) -> Quantity:
     unit = f"g/{what}"
     if not count:
         return missing(unit, source=why, boundary=whole.boundary)
-    source = f"SCI (ISO/IEC 21031:2024), (E × I + M) / R with R = {what}; {whole.source}"
+    source = f"SCI (ISO/IEC 21031:2024), (E × I + M) / R with R = {what}: {whole.source}"
     return scaled(whole, 1 / count, unit, source=source)
 
 

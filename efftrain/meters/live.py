@@ -7,7 +7,7 @@ the record, so that the line and the report agree; rates are of the last two sec
 from collections import deque
 from dataclasses import dataclass
 
-from efftrain.meters.carbon import operational, run_intensity
+from efftrain.meters.carbon import run_carbon
 from efftrain.meters.ledger import Ledger
 from efftrain.meters.phases import duration_s
 from efftrain.meters.utilization import cost_stages, peak_rate, utilization, work_done
@@ -31,7 +31,7 @@ class LiveFigures:
         mfu: over the same steps.
         watts: over the last two seconds, of all sensors that were read in them.
         joules_per_token: energy on the bill so far over tokens trained.
-        grams_co2e: operational carbon of that energy.
+        grams_co2e: of that energy, and of the hardware over that time.
         eta_s: time left in s, at the pace of the run so far, evaluations included.
         method: the weakest method among the joules; `missing` where there are none.
         lower_bound: whether a part of the joules is missing.
@@ -93,7 +93,7 @@ class LiveMeter:
         """The figures at the last line."""
         windows = [] if self._start is None else billed(self._spans, start=self._start, end=self._end)
         energy = self._ledger.total(windows)
-        grid = run_intensity(self._header, windows, self._ledger.total)
+        carbon = run_carbon(self._header, energy, windows, self._ledger.total, tokens=self._tokens, model_flops=None)
         per_token = energy.value / self._tokens if energy.value is not None and self._tokens else None
         return LiveFigures(
             step=self._last["step"] if self._last else 0,
@@ -104,7 +104,7 @@ class LiveMeter:
             mfu=self._mfu(),
             watts=self._watts(),
             joules_per_token=per_token,
-            grams_co2e=operational(energy, self._header["carbon"], grid).value,
+            grams_co2e=carbon.total.value,
             eta_s=self._eta_s(),
             method=energy.method,
             lower_bound=energy.lower_bound,
