@@ -10,7 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 from efftrain import __version__
-from efftrain.cli import bench, carbon, doctor, kernels, report, train
+from efftrain.cli import bench, carbon, doctor, kernels, report, run, train
 
 USAGE = 2
 INTERRUPTED = 130
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("bench")(bench.bench)
 app.command("train")(train.train)
+app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 app.add_typer(carbon.app, name="carbon")

@@ -1,0 +1,1 @@
+"""Measures somebody else's training: a plain loop, any command, transformers' Trainer, Lightning."""

@@ -1,0 +1,94 @@
+"""`efftrain run`: what any command costs, with all the processes that it starts."""
+
+import errno
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from efftrain.cli import options
+
+if TYPE_CHECKING:
+    from efftrain.adapters.command import Ended
+
+Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after --.", metavar="COMMAND ...")]
+Out = Annotated[Path | None, typer.Option(help="Folder for record and report; efftrain-runs/NAME-TIME if not given.")]
+Name = Annotated[str | None, typer.Option(help="Of the measurement; the script's or the program's if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="The record as one line on standard output, all else on stderr.")]
+Device = Annotated[str, typer.Option(help="Whose energy counts: auto (all visible GPUs), cpu, cuda or cuda:N.")]
+
+
+def run(
+    command: Command,
+    *,
+    out: Out = None,
+    name: Name = None,
+    json: Json = False,
+    device: Device = "auto",
+    country: options.Country = None,
+    region: options.Region = None,
+    intensity: options.Intensity = None,
+    pue: options.Pue = None,
+    node_overhead_w: options.NodeOverhead = None,
+    market_intensity: options.MarketIntensity = None,
+    intensity_profile: options.IntensityProfile = None,
+    wue: options.Wue = None,
+    lifetime_years: options.LifetimeYears = None,
+    utilization: options.Utilization = None,
+) -> None:
+    """Run any command and report what it cost; the exit status is the command's."""
+    from efftrain.adapters.command import NOT_EXECUTABLE, NOT_FOUND, CommandError, run_command
+    from efftrain.meters.carbon import resolve
+
+    with options.usage_errors():
+        carbon = resolve(
+            country, region, intensity, pue, market_intensity=market_intensity, wue=wue, profile=intensity_profile,
+            lifetime_years=lifetime_years, utilization=utilization,
+        )  # fmt: skip
+        overhead = options.watts(node_overhead_w, "--node-overhead-w")
+    _check(name, out, device)
+    if shutil.which(command[0]) is None and not Path(command[0]).exists():
+        typer.echo(f"efftrain: {command[0]}: command not found", err=True)
+        raise typer.Exit(NOT_FOUND)
+    try:
+        ended = run_command(
+            command, name=name or _name(command), carbon=carbon, folder=out, device=device, node_overhead_w=overhead,
+            to_stderr=json,
+        )  # fmt: skip
+    except CommandError as error:
+        typer.echo(f"efftrain: {error.strerror}", err=True)
+        raise typer.Exit(NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE) from None
+    _report(ended, json=json)
+    raise typer.Exit(ended.status)
+
+
+def _check(name: str | None, out: Path | None, device: str) -> None:
+    """Say what is wrong with an option before the command starts."""
+    if name is not None and not re.fullmatch(r"[^/\0.][^/\0]{0,99}", name):
+        raise options.fail(f"--name {name!r}: expected 1 to 100 characters, no slash, no dot at the beginning")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise options.fail(f"--device {device!r}: expected auto, cpu, cuda or cuda:N")
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise options.fail(f"--out {out}: is there already; name a new folder")
+
+
+def _name(command: list[str]) -> str:
+    """The Python script's name, or the program's."""
+    script = next((Path(part).stem for part in command if part.endswith(".py")), Path(command[0]).name)
+    return script.lstrip(".")[:100] or "command"
+
+
+def _report(ended: "Ended", *, json: bool) -> None:
+    """The figures on standard error, and the record on standard output if that was asked for."""
+    from efftrain.adapters.words import lines
+
+    run = ended.made.run if ended.made else None
+    typer.echo("", err=True)
+    for line in lines(run, ended.folder, ended.problems):
+        typer.echo(f"efftrain: {line}", err=True)
+    if json and run is not None:
+        sys.stdout.write(run.model_dump_json(by_alias=True) + "\n")
+        sys.stdout.flush()
