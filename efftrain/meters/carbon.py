@@ -23,7 +23,6 @@ from efftrain.record.schema import Carbon, RegionCarbon
 
 __all__ = [
     "CarbonError", "carbon_section", "facility_energy", "known_countries", "operational", "resolve", "run_carbon",
-    "run_intensity",
 ]  # fmt: skip
 
 JOULES_PER_KWH = 3.6e6
@@ -113,18 +112,8 @@ def run_carbon(
     """
     carbon = header["carbon"]
     made = embodied(header.get("environment", {}), seconds(windows), carbon.get("embodied", {}))
-    intensity = run_intensity(header, windows, energy_over)
+    intensity = _run_intensity(header, windows, energy_over)
     return carbon_section(energy, carbon, tokens, model_flops, intensity=intensity, hardware=made)
-
-
-def run_intensity(
-    header: Mapping[str, Any], windows: Sequence[Window], energy_over: Callable[[Sequence[Window]], Quantity]
-) -> Quantity:
-    """Location-based intensity in g/kWh of a run's own hours where a profile was given, else the yearly average."""
-    carbon = header["carbon"]
-    if carbon.get("profile") is None:
-        return _quantity(carbon["intensity"], "g/kWh")
-    return intensity_over(carbon["profile"], header.get("clock", {}), windows, energy_over)
 
 
 def carbon_section(
@@ -191,6 +180,16 @@ def operational(
     site = facility_energy(energy, header)
     grid = intensity or _quantity(header["intensity"], "g/kWh")
     return product([site, grid], "g", boundary=f"{basis}; {site.boundary}")
+
+
+def _run_intensity(
+    header: Mapping[str, Any], windows: Sequence[Window], energy_over: Callable[[Sequence[Window]], Quantity]
+) -> Quantity:
+    """Location-based intensity in g/kWh of a run's own hours where a profile was given, else the yearly average."""
+    carbon = header["carbon"]
+    if carbon.get("profile") is None:
+        return _quantity(carbon["intensity"], "g/kWh")
+    return intensity_over(carbon["profile"], header.get("clock", {}), windows, energy_over)
 
 
 def _place(country: str | None, region: str | None) -> tuple[str, Quantity]:
