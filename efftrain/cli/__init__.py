@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from efftrain import __version__
 from efftrain.cli import bench, carbon, doctor, kernels, report, run, train
+from efftrain.version import __version__
 
 USAGE = 2
 INTERRUPTED = 130

@@ -18,7 +18,7 @@ from typing import Any
 
 import pynvml
 
-from efftrain import __version__
+from efftrain.version import __version__
 
 PACKAGES = ("torch", "triton", "numpy")
 CUDA_PROBE = "import torch; print(int(torch.cuda.is_available()), torch.cuda.device_count())"

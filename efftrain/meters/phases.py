@@ -74,7 +74,8 @@ def _phases_of(step: Line) -> dict[str, float]:
 def _spans(spans: Sequence[Line]) -> dict[str, Quantity]:
     lengths: defaultdict[str, float] = defaultdict(float)
     for span in spans:
-        lengths[span["name"]] += duration_s(span)
+        if span["t_end"] > span["t"]:
+            lengths[span["name"]] += duration_s(span)
     return {name: exact(s, "s", source="monotonic clock", boundary="sum over spans") for name, s in lengths.items()}
 
 

@@ -96,6 +96,10 @@ class JournalRecorder:
         finally:
             self._journal.write("span", t=start, t_end=self._journal.clock(), name=name)
 
+    def past_span(self, name: str, *, t: int, t_end: int) -> None:
+        """A stretch that is over, for whoever cannot bracket it; ns."""
+        self._journal.write("span", t=t, t_end=t_end, name=name)
+
     def evaluation(self, **fields: Any) -> None:
         """See `Recorder.evaluation`."""
         self._journal.write("evaluation", **fields)

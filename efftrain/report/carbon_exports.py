@@ -11,11 +11,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from efftrain import __version__
 from efftrain.comparison.verdicts import COUNTED
 from efftrain.record.quantities import Quantity
 from efftrain.record.schema import Run, Study
 from efftrain.report.format import figure
+from efftrain.version import __version__
 
 JOULES_PER_KWH = 3.6e6
 BYTES_PER_GB = 1024**3
