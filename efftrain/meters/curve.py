@@ -77,21 +77,28 @@ class Curve:
 
     def add_to(self, into: Part, window: Window) -> None:
         """Add the energy of one window to a part."""
+        covered = self.add_roughly(into, window)
+        if covered is not None:
+            into.variance += self._cuts(*covered) + self._shifts(*covered) + self._unseen(*covered)
+
+    def add_roughly(self, into: Part, window: Window) -> Window | None:
+        """Add the energy of one window without its variance; what of the window is covered, or None."""
         start, end = max(window[0], self.t[0]), min(window[1], self.t[-1])
         if start >= end:
             into.flaws.append(f"{self.name} gave no reading in a window")
-            return
+            return None
+        late = 0 if self.extended else LONGEST_EDGE_NS  # what was read alone ends before a window does
         for edge, where in ((start - window[0], "before its first"), (window[1] - end, "after its last")):
-            if edge > 0:
+            if edge > late:
                 into.flaws.append(f"{self.name}: {edge / 1e9:.1f} s of a window lie {where} reading")
         into.joules += self._at(end) - self._at(start)
-        into.variance += self._cuts(start, end) + self._shifts(start, end) + self._unseen(start, end)
         into.covered_ns += end - start
         for flaw in self.flaws:
             overlap = min(end, flaw.end) - max(start, flaw.start)
             if overlap > 0:
                 into.flaws.append(flaw.why)
                 into.covered_ns -= overlap if flaw.unknown else 0
+        return start, end
 
     def _at(self, t: int) -> float:
         i, f = self._locate(t)
