@@ -55,7 +55,7 @@ def make_records(folder: StudyFolder, name: str, status: Status, guarded: Guard)
     run = assemble(journal)
     made = Made(run)
     with guarded("the record could not be checked"):
-        run = run.model_copy(update={"checks": run_checks(run)})
+        run = run.model_copy(update={"checks": [*run.checks, *run_checks(run)]})
         made = Made(run)
     with guarded("run.json could not be written"):
         write_text(folder.record(name), dumps(run))
