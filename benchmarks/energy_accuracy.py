@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
 
 from accuracy.findings import Findings  # noqa: E402
-from accuracy.run import PEERS, Row, run_batch, sampler_core_share  # noqa: E402
+from accuracy.rows import read_rows, sampler_core_share  # noqa: E402
+from accuracy.run import PEERS, run_batch  # noqa: E402
 from accuracy.scenarios import FULL, QUICK, SCENARIOS  # noqa: E402
 
 REQUIREMENTS = ROOT / "benchmarks" / "accuracy" / "peers.txt"
@@ -38,31 +39,32 @@ def main() -> None:
         "--peers", type=Path, default=ROOT / ".venv" / "peers", help="environment of the peers, made where it is not"
     )
     parser.add_argument("--seed", type=int, default=4, help="of the windows' times and the faults'")
-    parser.add_argument("--keep", type=Path, help="new folder for journals and logs, which else are thrown away")
+    parser.add_argument("--keep", type=Path, help="folder for journals and logs, which else are thrown away")
+    parser.add_argument("--again", action="store_true", help="measure nothing: bill the journals in --keep once more")
     arguments = parser.parse_args()
+    if arguments.again and not arguments.keep:
+        parser.error("--again: needs --keep, the folder of an earlier run")
     peers = None if arguments.quick else _peers(arguments.peers)
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="accuracy-"))
-    rows, share = _measure(folder, peers, quick=arguments.quick, seed=arguments.seed)
+    if not arguments.again:
+        _measure(folder, peers, quick=arguments.quick, seed=arguments.seed)
+    rows = list(read_rows(folder, SCENARIOS))
+    share = sampler_core_share(folder, next(s for s in SCENARIOS if s.name == EIGHT))
     if not arguments.keep:
         shutil.rmtree(folder)
     found = Findings(rows, share, _versions(peers), f"python benchmarks/energy_accuracy.py --seed {arguments.seed}")
-    text = found.text()
-    print(text)
+    print(found.text())
     if not arguments.quick:
         found.write(arguments.out)
     sys.exit(not all(target.met for target in found.targets))
 
 
-def _measure(folder: Path, peers: Path | None, *, quick: bool, seed: int) -> tuple[list[Row], float]:
-    """All rows, and the share of a core that sampling eight boards took."""
+def _measure(folder: Path, peers: Path | None, *, quick: bool, seed: int) -> None:
     counts, at_once = (QUICK, len(SCENARIOS)) if quick else (FULL, AT_ONCE)
-    rows: list[Row] = []
     for first in range(0, len(SCENARIOS), at_once):
         batch = SCENARIOS[first : first + at_once]
         print(f"{len(batch)} scenarios: {', '.join(s.name for s in batch)}", file=sys.stderr)
-        rows += run_batch(batch, counts, folder=folder, peers=peers, seed=seed + first)
-    (eight,) = (scenario for scenario in SCENARIOS if scenario.name == EIGHT)
-    return rows, sampler_core_share(folder, eight)
+        run_batch(batch, counts, folder=folder, peers=peers, seed=seed + first)
 
 
 def _peers(environment: Path) -> Path:

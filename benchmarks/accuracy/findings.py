@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from accuracy.run import Row
+from accuracy.rows import Row
 from accuracy.scenarios import SCENARIOS
 from accuracy.table import Target, lines, markdown, targets
 
@@ -16,10 +16,12 @@ _INTRODUCTION = """\
 Simulated boards of known power, read by unmodified tools through the real nvidia-ml-py: {versions}.
 Made with `{command}`; each window of each tool stands in accuracy.csv.
 
-Errors are medians of |value/truth − 1| in %, over n windows; a tool that raised or gave nothing is 100 % off. Counters
-tick every 100 ms, power readings are means over 1 s (`nvmlDeviceGetPowerUsage`) and 25 ms (the field POWER_INSTANT), as
-on an H100; ticks of a square wave's period are those of the counter. codecarbon finds a stub of nvidia-smi on PATH,
-without which it reads no GPU. carbontracker polls once a second, so its short windows may hold no reading of their own.
+Errors are medians of |value/truth − 1| in %, over n windows of a length within 10 % of the one named, at random
+times; a tool that raised or gave nothing is 100 % off. The truth is that of the tool's own window, to the
+microsecond. Counters tick every 100 ms, power readings are means over 1 s (`nvmlDeviceGetPowerUsage`) and 25 ms (the
+field POWER_INSTANT), as on an H100; ticks of a square wave's period are those of the counter. codecarbon finds a stub
+of nvidia-smi on PATH, without which it reads no GPU. carbontracker polls once a second, so its short windows may hold
+no reading of their own.
 """
 _LIMITS = """\
 A counter that looks at its board for a part of the time only, always at the same moment of a load that repeats, cannot

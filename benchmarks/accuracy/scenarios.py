@@ -10,7 +10,7 @@ import pynvml
 from nvml_driver import Curve, Device, Rule, World, bursts, constant, ramp, square
 
 FULL = {0.5: 10, 1.0: 10, 2.0: 6, 5.0: 5, 10.0: 4, 30.0: 2, 60.0: 1}
-"""How many windows of each length in s."""
+"""How many windows of about each length in s."""
 QUICK = {0.5: 10, 1.0: 8, 2.0: 5, 5.0: 2, 10.0: 1}
 
 TICK_S = 0.1
@@ -75,24 +75,37 @@ SCENARIOS = (
 )  # fmt: skip
 
 
-def plan(counts: Mapping[float, int], seed: int) -> list[tuple[float, float]]:
-    """Windows as (start, end) in s, in random order, with random gaps, so that no clock is in step with them."""
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a scenario's time in s, and the row of the table that it belongs to: its length, about."""
+
+    row_s: float
+    start_s: float
+    end_s: float
+
+
+def plan(counts: Mapping[float, int], seed: int) -> list[Window]:
+    """Windows in random order, with random gaps and lengths within 10 % of their row's.
+
+    So no clock is in step with them: a window of a whole number of ticks would hold a whole number of them however
+    badly it is cut.
+    """
     chance = random.Random(seed)
-    lengths = [length for length, n in counts.items() for _ in range(n)]
-    chance.shuffle(lengths)
+    rows = [row_s for row_s, n in counts.items() for _ in range(n)]
+    chance.shuffle(rows)
     windows, now = [], 0.0
-    for length in lengths:
-        now += chance.uniform(0.15, 0.45)
-        windows.append((now, now + length))
-        now += length
+    for row_s in rows:
+        start = now + chance.uniform(0.15, 0.45)
+        now = start + row_s * chance.uniform(0.9, 1.1)
+        windows.append(Window(row_s, start, now))
     return windows
 
 
-def befall(world: World, scenario: Scenario, windows: Sequence[tuple[float, float]], begin_s: float, seed: int) -> None:
+def befall(world: World, scenario: Scenario, windows: Sequence[Window], begin_s: float, seed: int) -> None:
     """Put a scenario's faults into a running world, one in each window; `begin_s`: where its 0 s is in the world."""
     chance = random.Random(seed)
-    for start, end in windows:
-        moment = begin_s + chance.uniform(start, end)
+    for window in windows:
+        moment = begin_s + chance.uniform(window.start_s, window.end_s)
         if scenario.fault == "reset":
             world.reset_counter(0, moment)
         elif scenario.fault == "drop-out":

@@ -4,7 +4,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from accuracy.run import OURS, Row
+from accuracy.rows import Row
+from accuracy.run import OURS
 
 MIN_COVERAGE, MIN_WINDOWS = 0.91, 200
 """In 200 trials, a true 95 % interval covers at least 91 % of them in 99 % of cases (binomial)."""
