@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from efftrain.meters.attribution import attribute
 from efftrain.meters.carbon import run_carbon
 from efftrain.meters.consistency import consistency
 from efftrain.meters.ledger import Ledger
 from efftrain.meters.memory import memory_section
-from efftrain.meters.phases import PHASE_ENERGY, phase_times, time_section
+from efftrain.meters.phases import time_section
 from efftrain.meters.utilization import cost_stages, flops_section, work_done
 from efftrain.meters.windows import BOUNDARY, Window, billed_windows, clip, seconds
 from efftrain.record.journal import Journal, Line
@@ -28,7 +29,7 @@ def assemble(journal: Journal) -> Run:
     for line in journal.lines:
         ledger.feed(line)
     tokens = sum(step["tokens"] for step in steps)
-    energy = _energy(ledger, windows, tokens, steps)
+    energy = _energy(journal, ledger, windows, tokens)
     work = work_done(cost_stages(journal.of("cost")), steps)
     model_flops = work.model if work else None
     return Run(
@@ -61,8 +62,9 @@ def _last_words(journal: Journal) -> list[str]:
     return [f"{line['status']}: {line['detail']}" for line in journal.of("end") if line.get("detail")]
 
 
-def _energy(ledger: Ledger, windows: Sequence[Window], tokens: int, steps: Sequence[Line]) -> Energy:
+def _energy(journal: Journal, ledger: Ledger, windows: Sequence[Window], tokens: int) -> Energy:
     whole = ledger.total(windows)
+    parts = attribute(journal, ledger, windows, whole)
     no_tokens = missing("J/token", source="no token was trained", boundary=BOUNDARY)
     return Energy(
         components=ledger.components(windows),
@@ -71,8 +73,10 @@ def _energy(ledger: Ledger, windows: Sequence[Window], tokens: int, steps: Seque
         idle=ledger.idle(windows),
         above_idle=ledger.above_idle(windows),
         per_token=scaled(whole, 1 / tokens, "J/token") if tokens else no_tokens,
-        phases=dict.fromkeys(phase_times(steps), PHASE_ENERGY),
-        closure=missing("1", source=PHASE_ENERGY.source, boundary="sum of the phases over the total"),
+        phases=parts.phases,
+        phase_power=parts.power,
+        closure=parts.closure,
+        attribution=parts.attribution,
     )
 
 

@@ -36,6 +36,15 @@ _BOUNDARY: Final = "the billed time; a phase ends where the next begins"
 
 
 @dataclass(frozen=True, slots=True)
+class Metered:
+    """A billed sensor: as the header declares it, its updates (None where it shows power alone), its J on the bill."""
+
+    info: Line
+    track: Track | None
+    joules: float
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseEnergy:
     """The energy of a run's parts.
 
@@ -55,27 +64,24 @@ class PhaseEnergy:
 
 
 def phase_energy(
-    counters: Sequence[tuple[Line, Track]], steps: Sequence[Line], spans: Sequence[Line], windows: Sequence[Window],
-    whole: Quantity,
-) -> PhaseEnergy:  # fmt: skip
+    meters: Sequence[Metered], steps: Sequence[Line], spans: Sequence[Line], windows: Sequence[Window], whole: Quantity
+) -> PhaseEnergy:
     """Divide the energy of a run among its parts.
 
     Args:
-        counters: the billed sensors, as the header declares them, each with its track.
+        meters: the billed sensors.
         steps: step lines.
         spans: span lines.
         windows: the billed stretches.
         whole: J of the run.
     """
     marked = list(dict.fromkeys(name for step in steps for name, _ in step["phases"]))
-    if not marked or not windows:
-        return refused(marked, "no phase of a step was marked")
-    if len(marked) == 1:
-        return refused(marked, "only one phase was marked")
+    if len(marked) < 2 or not windows:
+        return refused(marked, "only one phase was marked" if marked else "no phase of a step was marked")
     line = timeline(steps, spans, windows)
-    readings = [_read(line, info, track, windows) for info, track in counters]
+    readings = [_read(line, meter) for meter in meters]
     joules = sum(reading.joules for reading in readings)
-    if not readings or joules <= 0:
+    if joules <= 0:
         return refused(marked, "no energy was read")
     for reading in readings:
         if isinstance(reading.fit, Refused) and reading.joules > MINOR * joules:
@@ -108,26 +114,26 @@ class _Reading:
         return str(self.info["name"])
 
 
-def _read(line: Timeline, info: Line, track: Track, windows: Sequence[Window]) -> _Reading:
-    parts = len(line.names)
+def _read(line: Timeline, meter: Metered) -> _Reading:
+    info, parts = meter.info, len(line.names)
     if info["kind"] == "elapsed":
         watts = np.full(parts, info["watts_per_unit"][0])
         constant = Fit(watts, np.zeros((parts, parts)), rows=0, blocks=1000)
-        return _Reading(info, float(watts @ line.seconds), constant, watts, constant.covariance)
-    t, cumulative = np.asarray(track.t, dtype=float), np.asarray(track.joules, dtype=float)
-    ends = np.array(windows, dtype=float)
-    joules = float(np.diff(np.interp(ends, t, cumulative), axis=1).sum()) if len(t) else 0.0
-    found = fit(line, track, exact=info["kind"] == "cpu_time" or _is_exact(info))
+        return _Reading(info, meter.joules, constant, watts, constant.covariance)
+    if meter.track is None:
+        found: Fit | Refused = Refused("it shows a mean power whose window is not known")
+    else:
+        found = fit(line, meter.track, exact=_is_exact(info))
     if isinstance(found, Fit):
-        return _Reading(info, joules, found, found.watts, found.covariance)
+        return _Reading(info, meter.joules, found, found.watts, found.covariance)
     # Even power, which is anything from none to twice as much in any one part: rectangular (GUM, 4.3.7).
-    even = np.full(parts, joules / line.seconds.sum())
-    return _Reading(info, joules, found, even, np.diag(even**2 / 3))
+    even = np.full(parts, meter.joules / line.seconds.sum())
+    return _Reading(info, meter.joules, found, even, np.diag(even**2 / 3))
 
 
 def _is_exact(info: Line) -> bool:
     """Whether a counter is updated so often that its lag and its window do not matter: within a few milliseconds."""
-    tick_s = info.get("tick_s")
+    tick_s = 0.0 if info["kind"] == "cpu_time" else info.get("tick_s")
     return tick_s is not None and tick_s <= 0.005
 
 
@@ -181,7 +187,9 @@ def _answer(line: Timeline, readings: Sequence[_Reading], groups: _Groups, whole
     seconds: dict[str, float] = {}
     for group in (*groups.phases, *groups.rest):
         name = "+".join(line.names[i] for i in group)
-        phases[name] = total([_quantity(line, reading, group) for reading in readings], boundary=_BOUNDARY)
+        parts = [_quantity(line, reading, group) for reading in readings]
+        unread = [missing("J", source="a component could not be read")] if whole.lower_bound else []
+        phases[name] = total([*parts, *unread], boundary=_BOUNDARY)
         seconds[name] = float(line.seconds[group].sum())
     power = {name: scaled(q, 1 / seconds[name], "W") for name, q in phases.items()}
     everything = [i for group in (*groups.phases, *groups.rest) for i in group]

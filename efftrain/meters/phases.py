@@ -1,7 +1,6 @@
 """Where the time of a run goes: by step, by phase of a step, by span.
 
-Phase boundaries are marks that training put into the journal; a phase ends where the next one begins. The energy of
-phases is not attributed yet, and says so.
+Phase boundaries are marks that training put into the journal; a phase ends where the next one begins.
 """
 
 import math
@@ -14,7 +13,6 @@ from efftrain.record.quantities import Quantity, estimate, exact, missing
 from efftrain.record.schema import PHASES, Time
 
 NO_STEPS = "the run has no training step"
-PHASE_ENERGY = missing("J", source="phase energy is not yet attributed")
 
 
 def time_section(journal: Journal, windows: Sequence[Window]) -> Time:

@@ -96,7 +96,7 @@ def timeline(steps: Sequence[Line], spans: Sequence[Line], windows: Sequence[Win
     """
     marked = [interval for step in steps for interval in _phases(step)]
     phases = list(dict.fromkeys(name for name, _, _ in marked))
-    named = [(s["name"], s["t"], s["t_end"]) for s in spans]
+    named = [(s["name"], s["t"], s["t_end"]) for s in spans if s["name"] != "whole"]
     names = [*phases, *dict.fromkeys(name for name, _, _ in named if name not in phases), OTHER]
     index = {name: i for i, name in enumerate(names)}
     times = [t for _, start, end in (*marked, *named) for t in (start, end)]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efftrain.meters.phase_energy import phase_energy
+from efftrain.meters.phase_energy import Metered, phase_energy
 from efftrain.meters.regression import jackknife
 from efftrain.meters.ticks import Track
 from efftrain.meters.timeline import timeline
@@ -38,6 +38,9 @@ class _Run:
         t = t[t < bounds[-1]].astype(np.int64)
         self.track = Track(t.tolist(), np.interp(t, bounds, energy).tolist(), common=False)
 
+    def meter(self, info: dict[str, Any]) -> Metered:
+        return Metered(info, self.track, sum(self.joules.values()))
+
     @property
     def whole(self) -> Any:
         return exact(sum(self.joules.values()), "J", source="known")
@@ -45,7 +48,7 @@ class _Run:
 
 def test_exact_readings_give_exact_joules(info: Info) -> None:
     run = _Run((20.0, 8.0, 12.0, 4.0))
-    answer = phase_energy([(info("cpu", "cpu_time"), run.track)], run.steps, [], run.windows, run.whole)
+    answer = phase_energy([run.meter(info("cpu", "cpu_time"))], run.steps, [], run.windows, run.whole)
     assert list(answer.phases) == ["data+forward", "backward", "optimizer"]
     for name, quantity in answer.phases.items():
         assert quantity.value == pytest.approx(sum(run.joules[part] for part in name.split("+")), rel=1e-6)
@@ -57,7 +60,7 @@ def test_exact_readings_give_exact_joules(info: Info) -> None:
 
 def test_a_model_of_the_power_errs_in_every_phase_in_the_same_direction(info: Info) -> None:
     run = _Run((20.0, 8.0, 12.0, 4.0))
-    answer = phase_energy([(info("cpu", "cpu_time"), run.track)], run.steps, [], run.windows, run.whole)
+    answer = phase_energy([run.meter(info("cpu", "cpu_time"))], run.steps, [], run.windows, run.whole)
     backward = answer.phases["backward"]  # 4 W, 2 to 10, a thread
     assert backward.method == "assumed"
     assert backward.low == pytest.approx(run.joules["backward"] / 2, rel=1e-4)
@@ -68,25 +71,27 @@ def test_a_model_of_the_power_errs_in_every_phase_in_the_same_direction(info: In
 def test_sensors_add_and_an_assumed_constant_power_goes_by_time(info: Info) -> None:
     run = _Run((20.0, 8.0, 12.0, 4.0))
     node = {**info("node", "cpu_time"), "kind": "elapsed", "component": "rest_of_node", "watts_per_unit": [80, 60, 120]}
-    counters = [(info("cpu", "cpu_time"), run.track), (node, Track([], []))]
-    answer = phase_energy(counters, run.steps, [], run.windows, run.whole)
+    meters = [run.meter(info("cpu", "cpu_time")), Metered(node, None, 80 * sum(run.seconds.values()))]
+    answer = phase_energy(meters, run.steps, [], run.windows, run.whole)
     expected = run.joules["optimizer"] + 80 * run.seconds["optimizer"]
     assert answer.phases["optimizer"].value == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_phase_with_a_negative_estimate_is_joined_to_its_neighbour(info: Info) -> None:
     run = _Run((5.0, 300.0, -40.0, 200.0))
-    answer = phase_energy([(info("cpu", "cpu_time"), run.track)], run.steps, [], run.windows, run.whole)
+    answer = phase_energy([run.meter(info("cpu", "cpu_time"))], run.steps, [], run.windows, run.whole)
     assert next(iter(answer.phases)) == "data+forward"
     assert "backward+optimizer" in answer.phases
 
 
 def test_an_untimed_counter_of_little_weight_is_shared_out_over_time(info: Info) -> None:
     run = _Run((20.0, 8.0, 12.0, 4.0))
-    small = info("dram", tick_s=None)
     t = np.arange(0, run.windows[0][1], S // 3)
-    counters = [(info("cpu", "cpu_time"), run.track), (small, Track(t.tolist(), (t / S * 0.5).tolist()))]
-    answer = phase_energy(counters, run.steps, [], run.windows, run.whole)
+    small = Metered(
+        info("dram", tick_s=None), Track(t.tolist(), (t / S * 0.5).tolist()), 0.5 * sum(run.seconds.values())
+    )
+    meters = [run.meter(info("cpu", "cpu_time")), small]
+    answer = phase_energy(meters, run.steps, [], run.windows, run.whole)
     expected = run.joules["backward"] + 0.5 * run.seconds["backward"]
     assert answer.phases["backward"].value == pytest.approx(expected, rel=1e-2)
     assert "dram evenly over time (the counter shows no steady period" in answer.attribution
@@ -95,7 +100,7 @@ def test_an_untimed_counter_of_little_weight_is_shared_out_over_time(info: Info)
 def test_without_phases_or_energy_the_answer_says_so(info: Info) -> None:
     run = _Run((20.0, 8.0, 12.0, 4.0))
     bare = [{**step, "phases": []} for step in run.steps]
-    answer = phase_energy([(info("cpu", "cpu_time"), run.track)], bare, [], run.windows, run.whole)
+    answer = phase_energy([run.meter(info("cpu", "cpu_time"))], bare, [], run.windows, run.whole)
     assert not answer.phases
     assert "no phase of a step was marked" in answer.attribution
     answer = phase_energy([], run.steps, [], run.windows, run.whole)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efftrain.meters.phase_energy import PhaseEnergy, phase_energy
+from efftrain.meters.phase_energy import Metered, PhaseEnergy, phase_energy
 from efftrain.meters.ticks import track
 from efftrain.record.quantities import exact
 
@@ -54,8 +54,8 @@ def _setup(simulation: ModuleType, seed: int, **changed: Any) -> Any:
 
 def _measure(info: Any, training: Any) -> PhaseEnergy:
     whole = exact(sum(training.joules.values()), "J", source="simulated")
-    counters = [(info, track(info, training.raw))]
-    return phase_energy(counters, training.steps, training.spans, training.windows, whole)
+    meters = [Metered(info, track(info, training.raw), whole.value or 0.0)]
+    return phase_energy(meters, training.steps, training.spans, training.windows, whole)
 
 
 def _cover(simulation: ModuleType, info: Any, seeds: range) -> tuple[float, float]:

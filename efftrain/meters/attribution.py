@@ -1,0 +1,25 @@
+"""Where the joules of a run went: by phase, by module, by op; and in one sentence how that is known, or why not."""
+
+from collections.abc import Sequence
+
+from efftrain.meters.ledger import Ledger
+from efftrain.meters.phase_energy import Metered, PhaseEnergy, phase_energy
+from efftrain.meters.windows import Window
+from efftrain.record.journal import Journal
+from efftrain.record.quantities import Quantity
+
+
+def attribute(journal: Journal, ledger: Ledger, windows: Sequence[Window], whole: Quantity) -> PhaseEnergy:
+    """The parts of a run's energy, from the journal's marks and the ledger's sensors.
+
+    Args:
+        journal: the run.
+        ledger: filled with the journal's ticks.
+        windows: the billed stretches.
+        whole: J of the run.
+    """
+    meters = [
+        Metered(series.info, series.track, series.energy_over(windows).value or 0.0)
+        for series in ledger.series.values()
+    ]
+    return phase_energy(meters, journal.of("step"), journal.of("span"), windows, whole)
