@@ -26,6 +26,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -172,7 +173,7 @@ class Measurement:
         """Take the last readings, write record and report; exceptions pass through."""
         self._depth -= 1
         if not self._depth:
-            self.finish(*_ending(exc))
+            self.finish(*ending(exc))
 
     def start(self) -> None:
         """Begin where no `with` block does; `finish` ends it."""
@@ -225,10 +226,14 @@ class Measurement:
         self._write()
 
     @_harmless
-    def late_loss(self, loss: float) -> None:
-        """The loss of the last step, where it is known only after the step has ended."""
-        if self._pending:
-            self._pending[-1].loss = self._later("loss", loss)
+    def late(self, *, loss: Any = None, learning_rate: float | None = None, grad_norm: Any = None) -> None:
+        """What is known of the last step only after its end; see `step`."""
+        if not self._pending:
+            return
+        step = self._pending[-1]
+        step.loss = step.loss if loss is None else self._later("loss", loss)
+        step.grad_norm = step.grad_norm if grad_norm is None else self._later("grad_norm", grad_norm)
+        step.learning_rate = step.learning_rate if learning_rate is None else float(learning_rate)
 
     @_harmless
     def evaluation(self, *, loss: float, stderr: float | None = None) -> None:
@@ -242,10 +247,16 @@ class Measurement:
         self._journal.note(str(text))
 
     @_harmless
-    def mark(self, phase: str) -> None:
-        """A phase begins where no `with` block says so; it ends with the next, or with the step."""
-        mark = self._clock.mark()
-        if self._now.first and not self._now.phases:
+    def mark(self, phase: str, *, from_the_start: bool = False) -> None:
+        """A phase begins where no `with` block says so; it ends with the next, or with the step.
+
+        Args:
+            phase: its name.
+            from_the_start: it has been going on since the step began, if none was marked before.
+        """
+        fresh = not self._now.phases
+        mark = self._now.begin if fresh and from_the_start else self._clock.mark()
+        if self._now.first and fresh:
             self._now.begin = mark
         self._now.open.append(phase)
         self._now.phases.append((phase, mark))
@@ -278,6 +289,10 @@ class Measurement:
 
     def __str__(self) -> str:
         return self.summary()
+
+    def guarded(self, what: str) -> AbstractContextManager[None]:
+        """Whatever fails in here is logged once as a problem, and goes no further."""
+        return self._keeping.guarded(what)
 
     @property
     def _journal(self) -> JournalRecorder:
@@ -342,7 +357,7 @@ def _phases(placed: list[tuple[str, int]], begin: int, end: int) -> list[tuple[s
     return [(kept[0][0], begin), *kept[1:]] if kept else []
 
 
-def _ending(exc: BaseException | None) -> tuple[Status, str]:
+def ending(exc: BaseException | None) -> tuple[Status, str]:
     """How a block ended, from the exception that leaves it."""
     if exc is None or (isinstance(exc, SystemExit) and not exc.code):
         return "complete", ""

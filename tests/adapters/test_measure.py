@@ -136,7 +136,9 @@ def test_the_folder_is_a_study(tmp_path: Path):
     journal = read_journal(run.folder / "runs/toy/journal.jsonl")
     assert journal.status == "complete"
     assert journal.header["config"] == {}
-    assert [dumps(r) for r in collect(StudyFolder(run.folder)).runs] == [dumps(run.record)]  # as `efftrain report` does it
+    assert [dumps(r) for r in collect(StudyFolder(run.folder)).runs] == [
+        dumps(run.record)
+    ]  # as `efftrain report` does it
 
 
 def test_a_folder_is_never_overwritten(tmp_path: Path):
@@ -187,7 +189,7 @@ def test_losses_that_come_late(tmp_path: Path):
         for step in range(4):
             run.step(tokens=1)
             if step % 2:
-                run.late_loss(step / 2)
+                run.late(loss=step / 2)
     assert run.record.loss.train == [None, 0.5, None, 1.5]
 
 
