@@ -70,7 +70,7 @@ SCENARIOS = (
     Scenario("part-time, 3.7 ticks", _part_time(square(0.37, 100, 500))),
     Scenario(
         "part-time, phase lock", _part_time(square(0.1, 100, 500)),
-        limit="the counter looks at the same 25 ms of every 100 ms, in which the board is always at its lower power",
+        limit="the counter looks at the same 25 ms of every 100 ms, in which the board always draws its higher power",
     ),
 )  # fmt: skip
 
