@@ -115,7 +115,7 @@ def timeline(steps: Sequence[Line], spans: Sequence[Line], windows: Sequence[Win
 
 
 def _phases(step: Line) -> list[tuple[str, int, int]]:
-    """(phase, start, end) in ns; a phase ends where the next one begins."""
+    """(phase, start, end) in ns; a phase ends where the next one begins; none where a foreign loop marks none."""
     starts = step["phases"]
     ends = [t for _, t in starts[1:]] + [step["t_end"]]
-    return [(name, start, end) for (name, start), end in zip(starts, ends, strict=True) if end > start]
+    return [(name, start, end) for (name, start), end in zip(starts, ends, strict=False) if end > start]
