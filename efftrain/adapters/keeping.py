@@ -159,7 +159,7 @@ class Keeping:
         self._journal = JournalWriter(path)
         self._journal.write("header", schema=SCHEMA, rank=self._wish.rank.local, pid=os.getpid())
         self._journal.flush()
-        return JournalRecorder(self._journal)
+        return _RankRecorder(self._journal)
 
     def _rank_path(self, local: int) -> Path:
         assert self.folder is not None, "a folder is claimed first"
@@ -189,6 +189,14 @@ class Keeping:
             "parameters": wish.parameters, "teacher": None, "ranks": wish.rank.ranks, "nodes": wish.rank.nodes,
             "peak": {"flops_per_s": None, "source": NO_PEAK, "device": "any", "dtype": "any"},
         }  # fmt: skip
+
+
+class _RankRecorder(JournalRecorder):
+    """Hands each step to the operating system, because no sampler does it from time to time."""
+
+    def step(self, **fields: Any) -> None:
+        super().step(**fields)
+        self._journal.flush()
 
 
 @dataclass(frozen=True, slots=True)

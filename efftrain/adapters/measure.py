@@ -254,6 +254,7 @@ class Measurement:
             phase: its name.
             from_the_start: it has been going on since the step began, if none was marked before.
         """
+        self._write(settled=True)
         fresh = not self._now.phases
         mark = self._now.begin if fresh and from_the_start else self._clock.mark()
         if self._now.first and fresh:
@@ -264,6 +265,7 @@ class Measurement:
     @_harmless
     def past_span(self, name: str, start_ns: int, end_ns: int) -> None:
         """A span that is over, in monotonic ns; a step that has no phase yet begins after it."""
+        self._write(settled=True)
         self._journal.past_span(name, t=start_ns, t_end=end_ns)
         if not self._now.phases:
             self._now.begin = self._clock.mark()
@@ -317,7 +319,7 @@ class Measurement:
         with self._keeping.guarded("the device could not be waited for"):
             wait_for_cuda()
         with self._keeping.guarded("the last steps could not be written"):
-            self._write(all_of_them=True)
+            self._write(settled=True)
         if not self._steps:
             self._journal.past_span("whole", t=self._entered.t, t_end=self._clock.mark().t)
         self._journal.end(status, **({"detail": detail} if detail else {}))
@@ -327,9 +329,9 @@ class Measurement:
             return later(value)
         return lambda: None
 
-    def _write(self, *, all_of_them: bool = False) -> None:
-        """Write down the steps that the device has done, but the newest, whose loss may still come."""
-        keep = 0 if all_of_them else 1
+    def _write(self, *, settled: bool = False) -> None:
+        """Write down the steps that the device has done; the newest, whose loss may still come, only if settled."""
+        keep = 0 if settled else 1
         while len(self._pending) > keep and self._clock.reached(self._pending[0].end):
             self._journal.step(**_fields(self._pending.popleft(), self._clock))
 
