@@ -47,6 +47,9 @@ OTHER: Final = "other"
 SHORT: Final = 0.01
 """A gap between two phases that is less than this share of the step belongs to the phase before it."""
 
+_going: set[int] = set()
+"""Measurements of this process that have begun and not ended."""
+
 P = ParamSpec("P")
 
 
@@ -181,6 +184,9 @@ class Measurement:
             self._recorder = self._keeping.open()
         self._silent = self._recorder is None
         self._begin()
+        if _going:
+            self.note("another measurement of this process goes on at the same time: their joules overlap")
+        _going.add(id(self))
 
     def finish(self, status: Status, detail: str = "") -> None:
         """End the measurement where no `with` block does; a second call does nothing."""
@@ -188,6 +194,7 @@ class Measurement:
             return
         self._end(status, detail)
         self._recorder = None
+        _going.discard(id(self))
         with self._keeping.guarded("the measurement could not be ended"):
             self._made = self._keeping.close(status)
 

@@ -21,6 +21,8 @@ RETRY_NS = NS_PER_S
 FLUSH_NS = NS_PER_S // 2
 FAILURES_UNTIL_LOST = 3
 JOIN_TIMEOUT_S = 2.0
+LARGEST = 1e15
+"""No J, W or s of a machine is larger: a reading beyond is none."""
 SETTLE_S = 0.25
 SETTLE_POLL_S = 0.005
 
@@ -83,6 +85,13 @@ class Sampler:
             time.sleep(SETTLE_POLL_S)
 
     def _run(self) -> None:
+        try:
+            self._sample()
+        except Exception as error:  # a fault of ours; the last readings are still taken at the end
+            text = f"sensors are lost from here on, because the sampler failed: {error or type(error).__name__}"
+            self._journal.write("note", text=text)
+
+    def _sample(self) -> None:
         now = self._clock()
         due = [(now + watched.pause_ns, i) for i, watched in enumerate(self._watched)]
         flush = len(self._watched)  # lines of other threads reach the disk even where no sensor ticks
@@ -135,7 +144,7 @@ class _Watched:
         before = clock()
         try:
             value = self._sensor.read()
-            if not math.isfinite(value):
+            if not math.isfinite(value) or abs(value) > LARGEST:
                 raise SensorError(f"{self._sensor.info.name}: read {value}")
         except SensorError as error:
             self._failed(error, limit=FAILURES_UNTIL_LOST)

@@ -308,10 +308,10 @@ def _vgpu(library: Any, handle: Any) -> bool | None:
 
 
 def _ask(library: Any, call: Callable[..., Any], *args: Any) -> Any:
-    """The answer of one NVML call, or None."""
+    """The answer of one NVML call, or None; pynvml has errors of its own too for calls that a driver lacks."""
     try:
         return call(*args)
-    except library.NVMLError:
+    except Exception:
         return None
 
 
