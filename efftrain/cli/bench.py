@@ -24,6 +24,7 @@ def bench(
     region: options.Region = None,
     intensity: options.Intensity = None,
     pue: options.Pue = None,
+    phase_energy: options.PhaseEnergy = "regression",
     node_overhead_w: options.NodeOverhead = None,
     market_intensity: options.MarketIntensity = None,
     intensity_profile: options.IntensityProfile = None,
@@ -55,4 +56,7 @@ def bench(
             lifetime_years=lifetime_years, utilization=utilization,
         )  # fmt: skip
         overhead = options.watts(node_overhead_w, "--node-overhead-w")
-        run_new(request, {"carbon": carbon, "node_overhead_w": overhead}, out, force=force)
+        settings = {
+            "carbon": carbon, "node_overhead_w": overhead, "phase_energy": options.phase_energy(phase_energy),
+        }  # fmt: skip
+        run_new(request, settings, out, force=force)

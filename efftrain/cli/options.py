@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -45,6 +45,13 @@ Utilization = Annotated[float | None, typer.Option(help="Share of them in which 
 NodeOverhead = Annotated[
     float | None,
     typer.Option(help="W of fans, disks, network and supply losses, which no sensor reads; assumed if not given."),
+]
+PhaseEnergy = Annotated[
+    str,
+    typer.Option(
+        help="Joules by phase: regression on the training itself, or blocks: parts of the step, repeated after each "
+        "run for about a minute, for steps too short for the sensor."
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="Folder of the study; reports/PRESET if not given.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the study that is in the folder.")]
@@ -155,6 +162,15 @@ def optimizer(name: str) -> Any:
     from efftrain.training.config import OptimizerName
 
     return _one_of(name, "--optimizer", OptimizerName)
+
+
+def phase_energy(name: str) -> str:
+    """A known way to joules by phase.
+
+    Raises:
+        PlanError: another name.
+    """
+    return _one_of(name, "--phase-energy", Literal["regression", "blocks"])
 
 
 def _one_of(name: str, option: str, choices: Any) -> str:

@@ -60,6 +60,10 @@ class Recorder(Protocol):
         """Validation loss in nat/token after `step` steps and `tokens` tokens, with its standard error if known."""
         ...
 
+    def block(self, *, name: str, repetitions: int, t: int, t_end: int) -> None:
+        """A part of the step, repeated on its own after the run, `t` to `t_end` ns; see efftrain.training.blocks."""
+        ...
+
     def cost(self, **fields: Any) -> None:
         """FLOPs and bytes of one (phase, module, op) of a step, or the predicted memory; see efftrain.counting."""
         ...
@@ -104,6 +108,10 @@ class JournalRecorder:
         """See `Recorder.evaluation`."""
         self._journal.write("evaluation", **fields)
 
+    def block(self, *, t: int, **fields: Any) -> None:
+        """See `Recorder.block`."""
+        self._journal.write("block", t=t, **fields)
+
     def cost(self, **fields: Any) -> None:
         """See `Recorder.cost`."""
         self._journal.write("cost", **fields)
@@ -134,6 +142,9 @@ class NullRecorder:
 
     def evaluation(self, **fields: Any) -> None:
         """See `Recorder.evaluation`."""
+
+    def block(self, **fields: Any) -> None:
+        """See `Recorder.block`."""
 
     def cost(self, **fields: Any) -> None:
         """See `Recorder.cost`."""

@@ -15,6 +15,7 @@ from efftrain.monitor.monitor import Monitor
 from efftrain.record.recorder import Recorder, Status
 from efftrain.study.batches import CorpusBatches
 from efftrain.study.costs import measure_memory, record_costs
+from efftrain.training.blocks import measure_blocks
 from efftrain.training.checkpoint import load_weights, save_weights
 from efftrain.training.config import RunConfig, from_dict
 from efftrain.training.loop import Intervention, evaluate, train
@@ -76,6 +77,8 @@ def _train(
     )
     if status == "complete" and spec["weights"]:
         save_weights(parts.session, Path(spec["weights"]))
+    if status == "complete" and spec["phase_energy"] == "blocks":
+        measure_blocks(parts.session, parts.batches, recorder, should_stop=stop)
     return status
 
 
