@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from efftrain.meters.block_energy import block_energy
 from efftrain.meters.ledger import Ledger
 from efftrain.meters.phase_energy import Metered, PhaseEnergy, phase_energy
+from efftrain.meters.timeline import timeline
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Journal
 from efftrain.record.quantities import Quantity
@@ -12,14 +14,21 @@ from efftrain.record.quantities import Quantity
 def attribute(journal: Journal, ledger: Ledger, windows: Sequence[Window], whole: Quantity) -> PhaseEnergy:
     """The parts of a run's energy, from the journal's marks and the ledger's sensors.
 
+    Blocks answer where the training itself does not, if there are any.
+
     Args:
         journal: the run.
         ledger: filled with the journal's ticks.
         windows: the billed stretches.
         whole: J of the run.
     """
+    steps, spans, blocks = journal.of("step"), journal.of("span"), journal.of("block")
     meters = [
         Metered(series.info, series.track, series.energy_over(windows).value or 0.0)
         for series in ledger.series.values()
     ]
-    return phase_energy(meters, journal.of("step"), journal.of("span"), windows, whole)
+    answer = phase_energy(meters, steps, spans, windows, whole)
+    if answer.power or not blocks:
+        return answer
+    instead = block_energy(blocks, timeline(steps, spans, windows), spans, ledger.total, whole)
+    return instead if instead.power else answer

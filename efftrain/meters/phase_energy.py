@@ -32,7 +32,7 @@ MINOR: Final = 0.1
 
 ALTERNATIVE: Final = "--phase-energy blocks measures them apart"
 
-_BOUNDARY: Final = "the billed time; a phase ends where the next begins"
+BOUNDARY: Final = "the billed time; a phase ends where the next begins"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +87,14 @@ def phase_energy(
         if isinstance(reading.fit, Refused) and reading.joules > MINOR * joules:
             return refused(marked, f"{reading.name}: {reading.fit.reason}")
     groups = _groups(line, readings)
-    if len(groups.phases) < 2:
+    if len(groups) < 2:
         return refused(marked, "no two phases could be told apart")
     return _answer(line, readings, groups, whole)
 
 
 def refused(marked: Iterable[str], reason: str) -> PhaseEnergy:
     """No answer, and why."""
-    phases = {name: missing("J", source=f"not attributed: {reason}", boundary=_BOUNDARY) for name in marked}
+    phases = {name: missing("J", source=f"not attributed: {reason}", boundary=BOUNDARY) for name in marked}
     closure = missing("1", source=f"not attributed: {reason}", boundary="sum of the parts over the total")
     return PhaseEnergy(phases, {}, closure, f"phases were not told apart: {reason}; {ALTERNATIVE}")
 
@@ -137,32 +137,37 @@ def _is_exact(info: Line) -> bool:
     return tick_s is not None and tick_s <= 0.005
 
 
-@dataclass(frozen=True, slots=True)
-class _Groups:
-    """Indices of parts that stand together, in the order of a step; and those outside of steps."""
-
-    phases: list[list[int]]
-    rest: list[list[int]]
-
-
-def _groups(line: Timeline, readings: Sequence[_Reading]) -> _Groups:
+def _groups(line: Timeline, readings: Sequence[_Reading]) -> list[list[int]]:
+    """Indices of the phases that stand together, in the order of a step."""
     watts, covariance, factor = _sum(readings)
-    in_steps = line.seconds[: line.phases].sum()
+    seconds = line.seconds[: line.phases]
+    inside = covariance[: line.phases, : line.phases] * np.outer(seconds, seconds)
+    return joined(seconds, watts[: line.phases] * seconds, inside, factor)
+
+
+def joined(seconds: Floats, joules: Floats, covariance: Floats, factor: float) -> list[list[int]]:
+    """Indices of the phases that are reported together: what is short, uncertain or negative joins its neighbour.
+
+    A phase joins the one after it, and the last one the one before, so that runs alike are divided alike.
+
+    Args:
+        seconds: [phases] s of each, in the order of a step.
+        joules: [phases] J.
+        covariance: [phases, phases] J².
+        factor: half of a 95 % interval in standard deviations.
+    """
 
     def fails(group: list[int]) -> bool:
-        joules, half = _joules(line, watts, covariance, factor, group)
-        return line.seconds[group].sum() < MIN_SHARE * in_steps or joules <= 0 or half > MAX_HALF_WIDTH * joules
+        half = factor * math.sqrt(max(0.0, float(covariance[np.ix_(group, group)].sum())))
+        value = float(joules[group].sum())
+        return seconds[group].sum() < MIN_SHARE * seconds.sum() or value <= 0 or half > MAX_HALF_WIDTH * value
 
-    groups = [[i] for i in range(line.phases)]
-    while len(groups) > 1:
-        bad = [k for k, group in enumerate(groups) if fails(group)]
-        if not bad:
-            break
-        k = min(bad, key=lambda k: float(line.seconds[groups[k]].sum()))
-        k = min(k, len(groups) - 2)  # with the one after it; the last with the one before
+    groups = [[i] for i in range(len(seconds))]
+    while len(groups) > 1 and (bad := [k for k, group in enumerate(groups) if fails(group)]):
+        k = min(bad, key=lambda k: float(seconds[groups[k]].sum()))
+        k = min(k, len(groups) - 2)
         groups[k : k + 2] = [groups[k] + groups[k + 1]]
-    rest = [[i] for i in range(line.phases, len(line.names)) if line.seconds[i] > 0]
-    return _Groups(groups, rest)
+    return groups
 
 
 def _sum(readings: Sequence[_Reading]) -> tuple[Floats, Floats, float]:
@@ -182,17 +187,20 @@ def _joules(
     return float(seconds @ watts), factor * math.sqrt(max(0.0, float(seconds @ covariance @ seconds)))
 
 
-def _answer(line: Timeline, readings: Sequence[_Reading], groups: _Groups, whole: Quantity) -> PhaseEnergy:
+def _answer(
+    line: Timeline, readings: Sequence[_Reading], phases_apart: Sequence[list[int]], whole: Quantity
+) -> PhaseEnergy:
+    groups = [*phases_apart, *([i] for i in range(line.phases, len(line.names)) if line.seconds[i] > 0)]
     phases: dict[str, Quantity] = {}
     seconds: dict[str, float] = {}
-    for group in (*groups.phases, *groups.rest):
+    for group in groups:
         name = "+".join(line.names[i] for i in group)
         parts = [_quantity(line, reading, group) for reading in readings]
         unread = [missing("J", source="a component could not be read")] if whole.lower_bound else []
-        phases[name] = total([*parts, *unread], boundary=_BOUNDARY)
+        phases[name] = total([*parts, *unread], boundary=BOUNDARY)
         seconds[name] = float(line.seconds[group].sum())
     power = {name: scaled(q, 1 / seconds[name], "W") for name, q in phases.items()}
-    everything = [i for group in (*groups.phases, *groups.rest) for i in group]
+    everything = [i for group in groups for i in group]
     watts, covariance, factor = _sum(readings)
     joules, half = _joules(line, watts, covariance, factor, everything)
     return PhaseEnergy(phases, power, closure(joules, half, whole), _sentence(line, readings), seconds)
@@ -218,7 +226,7 @@ def _quantity(line: Timeline, reading: _Reading, group: Sequence[int]) -> Quanti
     )
     return estimate(
         joules, "J", method="modelled" if even and info["method"] == "measured" else info["method"],
-        source=f"{reading.name} {how}", boundary=_BOUNDARY, u_random=half / COVERAGE_FACTOR, u_systematic=u_systematic,
+        source=f"{reading.name} {how}", boundary=BOUNDARY, u_random=half / COVERAGE_FACTOR, u_systematic=u_systematic,
         limits=limits,
     )  # fmt: skip
 
