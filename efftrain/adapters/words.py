@@ -24,13 +24,13 @@ def lines(run: Run | None, folder: Path | None, problems: list[str]) -> list[str
     """
     if run is None:
         return ["No record was made.", *(f"Problem: {text}." for text in problems)]
-    components = [f"  {_words(name)} {_component(q)}." for name, q in run.energy.components.items()]
+    components = "; ".join(f"{_words(name)} {_component(q)}" for name, q in run.energy.components.items())
     found = [
-        f"{run.run_id}: {run.status}{_work(run)} in {_duration(run.time.total.value)}.",
-        f"Energy {_energy(run.energy.total)}:",
-        *components,
-        f"CO₂e {figure(run.carbon.total)} ({run.carbon.location}, {figure(run.carbon.intensity, interval=False)}, "
-        f"{run.carbon.intensity.method}; PUE {figure(run.carbon.pue, interval=False)}).",
+        f"{run.run_id}: {_ended(run)}{_work(run)} in {_duration(run.time.total.value)}.",
+        f"Energy {_energy(run.energy.total)}.",
+        *([f"Of which {components}."] if components else []),
+        f"CO₂e {figure(run.carbon.total)} at {figure(run.carbon.intensity, interval=False)} ({run.carbon.location}, "
+        f"{run.carbon.intensity.method}), PUE {figure(run.carbon.pue, interval=False)}.",
         *(f"Problem: {text}." for text in problems),
     ]
     if folder is not None:
@@ -42,11 +42,18 @@ def _energy(total: Quantity) -> str:
     if total.value is None:
         return f"missing ({total.source})"
     wh = figure(scaled(total, 1 / JOULES_PER_WH, "Wh"), interval=False)
-    return f"{figure(total)} = {wh}, {total.method}"
+    bound = ", a lower bound" if total.lower_bound else ""
+    return f"{figure(total)}, that is {wh}: {total.method}{bound}"
 
 
 def _component(quantity: Quantity) -> str:
-    return f"not read ({quantity.source})" if quantity.value is None else f"{figure(quantity)}, {quantity.method}"
+    return "not read" if quantity.value is None else f"{figure(quantity)} {quantity.method}"
+
+
+def _ended(run: Run) -> str:
+    """The status, with what is known of how it came to it."""
+    said = [note for note in run.notes if note.startswith(f"{run.status}: ")]
+    return f"{run.status} ({said[-1].removeprefix(f'{run.status}: ')})" if said else run.status
 
 
 def _work(run: Run) -> str:

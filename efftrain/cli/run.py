@@ -86,9 +86,8 @@ def _report(ended: "Ended", *, json: bool) -> None:
     from efftrain.adapters.words import lines
 
     run = ended.made.run if ended.made else None
-    typer.echo("", err=True)
-    for line in lines(run, ended.folder, ended.problems):
-        typer.echo(f"efftrain: {line}", err=True)
+    first, *rest = lines(run, ended.folder, ended.problems)
+    typer.echo("\n".join([f"\nefftrain: {first}", *(f"  {line}" for line in rest)]), err=True)
     if json and run is not None:
         sys.stdout.write(run.model_dump_json(by_alias=True) + "\n")
         sys.stdout.flush()

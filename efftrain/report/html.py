@@ -12,6 +12,7 @@ from pathlib import Path
 from efftrain.comparison.verdicts import METRICS
 from efftrain.record.schema import Run, Study
 from efftrain.report import charts
+from efftrain.report.bill import bill
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import figure, span, times, times_span
 from efftrain.report.overview import Overview, overview
@@ -31,8 +32,8 @@ def html(study: Study, runs: Sequence[Run]) -> str:
     view = overview(study, runs)
     specs = _charts(view, runs)
     return environment.get_template("report.html.j2").render(
-        view=view, study=study, figures=FIGURES, metrics=METRICS, figure=figure, span=span, times=times,
-        times_span=times_span, charts=specs, missing_parts=_missing_parts(runs),
+        view=view, study=study, bill=bill(study, runs), figures=FIGURES, metrics=METRICS, figure=figure, span=span,
+        times=times, times_span=times_span, charts=specs, missing_parts=_missing_parts(runs),
         specs=Markup(_script_json({name: spec for name, (_, spec, _) in specs.items() if spec})),
         library=Markup(_library() if any(spec for _, spec, _ in specs.values()) else ""),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efftrain.record.schema import Ratio, Run, Study
+from efftrain.report.bill import bill
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import figure, times, times_span
 from efftrain.report.overview import overview
@@ -22,7 +23,7 @@ def markdown(study: Study, runs: Sequence[Run]) -> str:
     environment.filters["cell"] = _cell
     view = overview(study, runs)
     return environment.get_template("report.md.j2").render(
-        view=view, study=study, figures=FIGURES, figure=figure, ratio_text=_ratio_text
+        view=view, study=study, bill=bill(study, runs), figures=FIGURES, figure=figure, ratio_text=_ratio_text
     )
 
 

@@ -116,6 +116,8 @@ def _variant(summary: VariantSummary, runs: Sequence[Run]) -> VariantView:
 def _subtitle(variants: Sequence[VariantView], runs: Sequence[Run]) -> str:
     if not runs:
         return "no run was recorded"
+    if len(runs) == 1:
+        return f"one run on {devices_of(runs[0])}; it ended as {runs[0].status}"
     seeds = len({r.seed for r in runs})
     what = f"{_count(len(variants), 'variant')} × {_count(seeds, 'seed')} on {devices_of(runs[0])}"
     return f"{what}; {sum(v.finished for v in variants)} of {_count(len(runs), 'run')} ended as planned"
@@ -184,7 +186,7 @@ def _legend(study: Study, variants: Sequence[VariantView], runs: Sequence[Run]) 
     if not done:
         return []
     lines = [
-        "Figures are means over seeds; [ ] is a 95 % interval of what was read.",
+        f"{'Figures are means over seeds; ' if len(runs) > 1 else ''}[ ] is a 95 % interval of what was read.",
         *_ratio_legend(study, variants),
         *_energy_legend(done),
         *_teacher_legend(variants),
@@ -256,7 +258,10 @@ def _tokens_statement(variants: Sequence[VariantView]) -> list[str]:
 
 
 def _unfinished(run: Run) -> str:
-    return f"{run.run_id}: {run.status} after {run.steps:,} steps and {run.tokens:,} tokens"
+    said = [note.removeprefix(f"{run.status}: ") for note in run.notes if note.startswith(f"{run.status}: ")]
+    how = f"{run.status} ({said[-1].splitlines()[-1]})" if said else run.status
+    done = f" after {run.steps:,} steps and {run.tokens:,} tokens" if run.steps or not said else ""
+    return f"{run.run_id}: {how}{done}"
 
 
 def _provenance(study: Study, runs: Sequence[Run]) -> list[tuple[str, str]]:

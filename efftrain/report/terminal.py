@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from efftrain.comparison.statistics import MIN_PAIRS
 from efftrain.record.schema import Ratio, Run, Study
+from efftrain.report.bill import BillRow, bill
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import figure, span, times, times_span
 from efftrain.report.overview import Flag, Overview, VariantView, overview
@@ -32,11 +33,26 @@ def render(study: Study, runs: Sequence[Run], console: "Console") -> None:
     console.print(f"[bold]{_plain(study.study_id)}[/bold]: {_plain(view.subtitle)}", highlight=False)
     unfinished = [f"[bold red]unfinished[/bold red] {_plain(text)}" for text in view.unfinished]
     _lines(console, [*unfinished, *map(_flag, view.flagged("failed"))])
-    _tables(console, view)
-    _lines(console, [f"[bold]{_plain(text)}[/bold]" for text in view.findings])
+    rows = bill(study, runs)
+    if rows:
+        _bill(console, rows)
+    else:
+        _tables(console, view)
+        _lines(console, [f"[bold]{_plain(text)}[/bold]" for text in view.findings])
     _lines(console, [f"[dim]{_plain(text)}[/dim]" for text in view.legend])
     _lines(console, [_flag(f) for f in view.flagged("warning") if f.name not in SAID_IN_LEGEND])
     _lines(console, [f"[bold]not run[/bold] {_plain(f'{name}: {reason}')}" for name, reason in view.not_run])
+
+
+def _bill(console: "Console", rows: Sequence[BillRow]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
+    for row in rows:
+        table.add_row(_plain(row.label), _plain(row.text), _plain(row.method or row.source))
+    console.print()
+    console.print(table)
 
 
 def _tables(console: "Console", view: Overview) -> None:

@@ -168,7 +168,7 @@ def test_the_summary_is_a_paragraph(tmp_path: Path):
         run.step(tokens=1000)
     text = str(run)
     assert "\n" not in text
-    for part in ("words: complete, 1 steps and 1,000 tokens", "measured", "56.0 g/kWh", "report.html", "no meter"):
+    for part in ("words: complete, 1 steps and 1,000 tokens", "measured", "56.0 g/kWh", "report.html", "not read"):
         assert part in text
 
 

@@ -1,0 +1,55 @@
+"""What a single run cost, as one table: there is nothing to compare it with.
+
+A run that did not end as planned enters no mean, but it has used its energy all the same, so its own record is shown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from efftrain.record.quantities import Quantity
+from efftrain.record.schema import Run, Study
+from efftrain.report.figures import FIGURES
+from efftrain.report.format import figure
+
+ALWAYS = ("time_total", "energy_total")
+WHERE_KNOWN = (
+    "energy_above_idle", "energy_per_token", "tokens_per_second", "time_step", "final_validation", "peak_memory", "mfu",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BillRow:
+    """A figure in words."""
+
+    label: str
+    text: str
+    method: str
+    source: str
+
+
+def bill(study: Study, runs: Sequence[Run]) -> list[BillRow]:
+    """The figures of a study of one run, energy by component among them; empty where there is more to compare."""
+    if len(runs) != 1 or len(study.variants) > 1:
+        return []
+    (run,) = runs
+    known = [name for name in WHERE_KNOWN if FIGURES[name].take(run).present]
+    return [
+        *(_figure(name, run) for name in ALWAYS),
+        *(_row(f"of which {_words(name)}", q, figure(q)) for name, q in run.energy.components.items()),
+        *(_figure(name, run) for name in (*known, "carbon_total")),
+    ]
+
+
+def _figure(name: str, run: Run) -> BillRow:
+    shown = FIGURES[name]
+    quantity = shown.take(run)
+    return _row(shown.label, quantity, shown.text(quantity))
+
+
+def _row(label: str, quantity: Quantity, text: str) -> BillRow:
+    method = "" if quantity.method == "missing" else quantity.method
+    return BillRow(label, text, method, quantity.source)
+
+
+def _words(component: str) -> str:
+    return {"gpu": "GPU", "cpu": "CPU", "dram": "memory"}.get(component, component.replace("_", " "))
