@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from efftrain.meters.attribution import attribute
 from efftrain.meters.carbon import run_carbon
 from efftrain.meters.consistency import consistency
+from efftrain.meters.energy_model import modelled
 from efftrain.meters.ledger import Ledger
 from efftrain.meters.memory import memory_section
 from efftrain.meters.phases import time_section
@@ -65,18 +66,23 @@ def _last_words(journal: Journal) -> list[str]:
 def _energy(journal: Journal, ledger: Ledger, windows: Sequence[Window], tokens: int) -> Energy:
     whole = ledger.total(windows)
     parts = attribute(journal, ledger, windows, whole)
+    idle = ledger.idle(windows)
+    spread = modelled(parts, journal.of("cost"), journal.of("step"), idle)
     no_tokens = missing("J/token", source="no token was trained", boundary=BOUNDARY)
     return Energy(
         components=ledger.components(windows),
         devices=ledger.devices(windows),
         total=whole,
-        idle=ledger.idle(windows),
+        idle=idle,
         above_idle=ledger.above_idle(windows),
         per_token=scaled(whole, 1 / tokens, "J/token") if tokens else no_tokens,
         phases=parts.phases,
         phase_power=parts.power,
         closure=parts.closure,
-        attribution=parts.attribution,
+        attribution="; ".join(filter(None, (parts.attribution, spread.reason))),
+        modules=spread.modules,
+        ops=spread.ops,
+        model=spread.model,
     )
 
 
