@@ -76,8 +76,12 @@ def _rows(scenario: Scenario, folder: Path, tool: str) -> Iterator[Row]:
             truth_j=sum(device.curve.energy(from_s, to_s) for device in scenario.devices),
             value_j=quantity.value if quantity else result["joules"],
             low=quantity.low if quantity else None, high=quantity.high if quantity else None,
-            note=quantity.source if quantity else result["note"],
+            note=_known_flaws(quantity) if quantity else result["note"],
         )  # fmt: skip
+
+
+def _known_flaws(quantity: Quantity) -> str:
+    return quantity.source if quantity.lower_bound or quantity.value is None else ""
 
 
 def _from_journal(path: Path, results: Sequence[Mapping[str, Any]]) -> list[Quantity]:
