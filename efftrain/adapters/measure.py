@@ -20,6 +20,7 @@ is logged and costs figures, not the training.
 """
 
 import functools
+import os
 import re
 import sys
 import threading
@@ -101,6 +102,8 @@ def _harmless(method: Callable[Concatenate["Measurement", P], None]) -> Callable
 
     @functools.wraps(method)
     def harmless(self: "Measurement", *args: P.args, **kwargs: P.kwargs) -> None:
+        if self._process != os.getpid():  # a forked child, a data loader's worker say
+            return
         with self._keeping.guarded(f"{method.__name__} failed"), self._lock:
             if self._recorder is not None:
                 method(self, *args, **kwargs)
@@ -153,6 +156,7 @@ class Measurement:
         self._keeping = Keeping(wish)
         self._clock = MarkClock((lambda: None) if wish.device == "cpu" else cuda_event)
         self._lock = threading.RLock()
+        self._process = os.getpid()
         self._recorder: JournalRecorder | None = None
         self._silent = False  # nothing can be recorded, and that was said
         self._entries = self._depth = 0
@@ -190,7 +194,7 @@ class Measurement:
 
     def finish(self, status: Status, detail: str = "") -> None:
         """End the measurement where no `with` block does; a second call does nothing."""
-        if self._recorder is None:
+        if self._recorder is None or self._process != os.getpid():
             return
         self._end(status, detail)
         self._recorder = None

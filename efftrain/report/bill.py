@@ -32,7 +32,7 @@ def bill(study: Study, runs: Sequence[Run]) -> list[BillRow]:
     if len(runs) != 1 or len(study.variants) > 1:
         return []
     (run,) = runs
-    known = [name for name in WHERE_KNOWN if FIGURES[name].take(run).present]
+    known = [name for name in WHERE_KNOWN if FIGURES[name].take(run).value]
     return [
         *(_figure(name, run) for name in ALWAYS),
         *(_row(f"of which {_words(name)}", q, figure(q)) for name, q in run.energy.components.items()),

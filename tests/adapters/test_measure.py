@@ -1,9 +1,11 @@
 """A plain loop, measured: what it marks is what stands in the record, and its joules are those of a known power."""
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -222,3 +224,81 @@ def test_marks_cost_little(tmp_path: Path):
             run.step(tokens=1, loss=0.5)
         each = (time.perf_counter() - began) / 1000
     assert each < 500e-6
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_forked_child_leaves_the_journal_alone(tmp_path: Path):
+    with efftrain.measure("parent", out=tmp_path, device="cpu") as run:
+        run.step(tokens=1)
+        child = os.fork()
+        if not child:
+            run.step(tokens=1000)
+            run.finish("failed")
+            os._exit(0)
+        os.waitpid(child, 0)
+        run.step(tokens=1)
+    assert (run.record.status, run.record.steps, run.record.tokens) == ("complete", 2, 2)
+
+
+@dataclass
+class LateEvent:
+    """A device that takes 30 ms for what the host hands it in no time."""
+
+    at: float
+
+    def query(self) -> bool:
+        return time.monotonic() >= self.at
+
+    def elapsed_time(self, end_event: "LateEvent") -> float:
+        return (end_event.at - self.at) * 1e3
+
+
+def test_a_loop_that_runs_ahead_of_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The host is through in an instant; phases and steps are the device's, and the host never waits for it."""
+    free = [0.0]
+
+    def launch(seconds: float) -> None:
+        free[0] = max(free[0], time.monotonic()) + seconds
+
+    monkeypatch.setattr("efftrain.adapters.measure.cuda_event", lambda: LateEvent(max(free[0], time.monotonic())))
+    wait = "efftrain.adapters.measure.wait_for_cuda"
+    monkeypatch.setattr(wait, lambda: time.sleep(max(0, free[0] - time.monotonic())))
+    with efftrain.measure("ahead", out=tmp_path) as run:
+        began = time.monotonic()
+        for _ in range(10):
+            with run.phase("forward"):
+                launch(0.01)
+            with run.phase("backward"):
+                launch(0.02)
+            run.step(tokens=1)
+        assert time.monotonic() - began < 0.2
+    record = run.record
+    assert record.steps == 10
+    assert record.time.step.value == pytest.approx(0.03, rel=0.1)
+    phases = {name: q.value for name, q in record.time.phases.items()}
+    assert phases == pytest.approx({"forward": 0.01, "backward": 0.02}, rel=0.15)
+    assert record.energy.total.value == pytest.approx(WATTS * 0.3, rel=0.1)
+
+
+KILLED = """
+import time, efftrain
+with efftrain.measure("killed", out="out", device="cpu") as run:
+    for step in range(1000):
+        with run.phase("forward"):
+            time.sleep(0.02)
+        run.step(tokens=10)
+        if step == 50:
+            print("now", flush=True)
+"""
+
+
+def test_a_killed_training_has_a_record(tmp_path: Path):
+    process = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    with process:
+        process.stdout.readline()
+        process.kill()
+    (run,) = collect(StudyFolder(tmp_path / "out/killed")).runs
+    assert run.status == "killed"
+    assert 20 <= run.steps <= 52
+    assert run.tokens == 10 * run.steps
+    assert run.energy.total.value > 0

@@ -21,7 +21,7 @@ def study_of(*runs: Run) -> Study:
         for name in names
     ]
     return Study(
-        schema="efftrain.study/1", study_id="mine", created="today", command="python train.py", baseline=runs[0].variant,
+        schema="efftrain.study/1", study_id="mine", created="today", command="mine", baseline=runs[0].variant,
         runs=[run.run_id for run in runs], variants=variants, checks=[],
     )  # fmt: skip
 
