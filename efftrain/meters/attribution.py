@@ -1,10 +1,11 @@
 """Where the joules of a run went: by phase, by module, by op; and in one sentence how that is known, or why not."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from efftrain.meters.block_energy import block_energy
 from efftrain.meters.ledger import Ledger
-from efftrain.meters.phase_energy import Metered, PhaseEnergy, phase_energy
+from efftrain.meters.phase_energy import ALTERNATIVE, Metered, PhaseEnergy, phase_energy
 from efftrain.meters.timeline import timeline
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Journal
@@ -31,4 +32,7 @@ def attribute(journal: Journal, ledger: Ledger, windows: Sequence[Window], whole
     if answer.power or not blocks:
         return answer
     instead = block_energy(blocks, timeline(steps, spans, windows), spans, ledger.total, whole)
-    return instead if instead.power else answer
+    if instead.power:
+        return instead
+    reasons = f"{answer.attribution.removesuffix(f'; {ALTERNATIVE}')}; blocks: {instead.attribution}"
+    return replace(answer, attribution=reasons)

@@ -43,16 +43,16 @@ def block_energy(
     """
     marked = line.names[: line.phases]
     if set(marked) - set(_PHASES) or any(sum(b["name"] == part for b in blocks) < 2 for part in PARTS):
-        return refused(marked, "the run ended before each part of the step had two blocks")
+        return refused(marked, "the run ended before each part of the step had two blocks", alternative="")
     each = [_per_repetition([b for b in blocks if b["name"] == part], energy_of) for part in PARTS]
     if not whole.value or any(joules is None for joules in each):
-        return refused(marked, "no energy was read in the blocks")
+        return refused(marked, "no energy was read in the blocks", alternative="")
     joules, covariance, factor = _steps([j for j in each if j is not None], len(line.steps))
     own = [_PHASES.index(name) for name in marked]
     joules, covariance, seconds = joules[own], covariance[np.ix_(own, own)], line.seconds[: line.phases]
     groups = joined(seconds, joules, covariance, factor)
     if len(groups) < 2 or joules.sum() <= 0:
-        return refused(marked, "no two phases could be told apart, not even in blocks")
+        return refused(marked, "no two phases could be told apart, not even in blocks", alternative="")
     rest = _rest(line, spans, energy_of, whole)
     taken = whole.value - sum(q.value or 0.0 for q in rest.values())
     to_close = taken / float(joules.sum())

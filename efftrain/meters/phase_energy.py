@@ -92,11 +92,13 @@ def phase_energy(
     return _answer(line, readings, groups, whole)
 
 
-def refused(marked: Iterable[str], reason: str) -> PhaseEnergy:
-    """No answer, and why."""
+def refused(marked: Iterable[str], reason: str, *, alternative: str = ALTERNATIVE) -> PhaseEnergy:
+    """No answer, why, and what else could be done."""
     phases = {name: missing("J", source=f"not attributed: {reason}", boundary=BOUNDARY) for name in marked}
     closure = missing("1", source=f"not attributed: {reason}", boundary="sum of the parts over the total")
-    return PhaseEnergy(phases, {}, closure, f"phases were not told apart: {reason}; {ALTERNATIVE}")
+    return PhaseEnergy(
+        phases, {}, closure, "; ".join(filter(None, [f"phases were not told apart: {reason}", alternative]))
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,13 +147,15 @@ def _order(names: list[str], rounds: int, seed: int) -> list[str]:
 
 
 def _block(name: str, part: Part, device: torch.device, recorder: Recorder, seconds: float) -> None:
-    """One block; nothing in it waits for the device, so that the device is as busy as in training."""
+    """One block; it waits for the device once a second at most, so that the device is as busy as in training."""
     once = _settle(part, device, min(SETTLE_S, seconds))
-    repetitions = max(1, round(seconds / once))
-    start = time.monotonic_ns()
-    for _ in range(repetitions):
-        part()
-    _wait(device)
+    start, repetitions = time.monotonic_ns(), 0
+    while (left := seconds - (time.monotonic_ns() - start) / 1e9) > 0:
+        chunk = max(1, round(min(left, 1.0) / once))
+        for _ in range(chunk):
+            part()
+        _wait(device)
+        repetitions += chunk
     recorder.block(name=name, repetitions=repetitions, t=start, t_end=time.monotonic_ns())
 
 

@@ -29,7 +29,8 @@ def _everything(session: Session) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", ["torch", "efftrain"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_blocks_change_nothing(tiny_config, random_batches, name: str, accumulation: int):
-    config = tiny_config(optimizer=OptimizerConfig(name=name), grad_accumulation=accumulation)
+    optimizer = OptimizerConfig(name=name)  # pyright: ignore[reportArgumentType]
+    config = tiny_config(optimizer=optimizer, grad_accumulation=accumulation)
     session = _trained(config, random_batches)
     groups = [{k: v for k, v in g.items() if k != "params"} for g in copy.deepcopy(session.optimizer.param_groups)]
     before = _everything(session)
@@ -60,7 +61,7 @@ def test_each_part_has_its_blocks_in_a_random_order(tiny_config, random_batches,
     names = [block["name"] for block in blocks]
     assert sorted(names) == sorted(["data", "forward", "forward+backward", "optimizer"] * 3)
     assert names[:4] != names[4:8] or names[4:8] != names[8:]
-    assert all(block["repetitions"] >= 1 and block["t_end"] > block["t"] for block in blocks)
+    assert all(block["repetitions"] >= 1 and block["t_end"] - block["t"] >= 2e7 for block in blocks)
     assert all(a["t_end"] <= b["t"] for a, b in itertools.pairwise(blocks))
 
 
