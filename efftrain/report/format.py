@@ -18,7 +18,7 @@ _DECIMAL: Final = {
     -12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E",
 }  # fmt: skip
 _BINARY: Final = ("", "Ki", "Mi", "Gi", "Ti", "Pi")
-_PREFIXED: Final = frozenset({"J", "W", "Wh", "L", "FLOP", "FLOP/s", "J/token", "g/token", "g/EFLOP"})
+_PREFIXED: Final = frozenset({"J", "W", "Wh", "L", "FLOP", "FLOP/s", "J/token", "J/FLOP", "J/B", "g/token", "g/EFLOP"})
 _SMALL_ONLY: Final = frozenset({"s"})
 """Milliseconds, but no kiloseconds."""
 _GRAMS: Final = "g"

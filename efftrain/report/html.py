@@ -14,8 +14,9 @@ from efftrain.record.schema import Run, Study
 from efftrain.report import charts
 from efftrain.report.bill import bill
 from efftrain.report.figures import FIGURES
-from efftrain.report.format import figure, span, times, times_span
+from efftrain.report.format import figure, percent, span, times, times_span
 from efftrain.report.overview import Overview, overview
+from efftrain.report.phases import phase_views
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,8 +33,9 @@ def html(study: Study, runs: Sequence[Run]) -> str:
     view = overview(study, runs)
     specs = _charts(view, runs)
     return environment.get_template("report.html.j2").render(
-        view=view, study=study, bill=bill(study, runs), figures=FIGURES, metrics=METRICS, figure=figure, span=span,
-        times=times, times_span=times_span, charts=specs, missing_parts=_missing_parts(runs),
+        view=view, study=study, bill=bill(study, runs), phases=phase_views(view.variants), figures=FIGURES,
+        metrics=METRICS, figure=figure, percent=percent, span=span, times=times, times_span=times_span, charts=specs,
+        missing_parts=_missing_parts(runs),
         specs=Markup(_script_json({name: spec for name, (_, spec, _) in specs.items() if spec})),
         library=Markup(_library() if any(spec for _, spec, _ in specs.values()) else ""),
     )  # fmt: skip

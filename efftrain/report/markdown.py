@@ -6,8 +6,9 @@ from pathlib import Path
 from efftrain.record.schema import Ratio, Run, Study
 from efftrain.report.bill import bill
 from efftrain.report.figures import FIGURES
-from efftrain.report.format import figure, times, times_span
+from efftrain.report.format import figure, percent, times, times_span
 from efftrain.report.overview import overview
+from efftrain.report.phases import phase_views
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -23,8 +24,9 @@ def markdown(study: Study, runs: Sequence[Run]) -> str:
     environment.filters["cell"] = _cell
     view = overview(study, runs)
     return environment.get_template("report.md.j2").render(
-        view=view, study=study, bill=bill(study, runs), figures=FIGURES, figure=figure, ratio_text=_ratio_text
-    )
+        view=view, study=study, bill=bill(study, runs), phases=phase_views(view.variants), figures=FIGURES,
+        figure=figure, percent=percent, ratio_text=_ratio_text,
+    )  # fmt: skip
 
 
 def _ratio_text(ratio: Ratio | None) -> str:

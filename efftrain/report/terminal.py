@@ -13,6 +13,7 @@ from efftrain.report.bill import BillRow, bill
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import figure, span, times, times_span
 from efftrain.report.overview import Flag, Overview, VariantView, overview
+from efftrain.report.phases import PhaseView, phase_views
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,9 +40,22 @@ def render(study: Study, runs: Sequence[Run], console: "Console") -> None:
     else:
         _tables(console, view)
         _lines(console, [f"[bold]{_plain(text)}[/bold]" for text in view.findings])
+    _phases(console, phase_views(view.variants))
     _lines(console, [f"[dim]{_plain(text)}[/dim]" for text in view.legend])
     _lines(console, [_flag(f) for f in view.flagged("warning") if f.name not in SAID_IN_LEGEND])
     _lines(console, [f"[bold]not run[/bold] {_plain(f'{name}: {reason}')}" for name, reason in view.not_run])
+
+
+def _phases(console: "Console", views: Sequence[PhaseView]) -> None:
+    """Shares of the joules by phase, a line a variant; variants without an answer give their reason once."""
+    known = [f"  {_plain(view.variant)}: {_plain(view.line)}" for view in views if view.rows]
+    reasons: dict[str, list[str]] = {}
+    for view in views:
+        if not view.rows:
+            reasons.setdefault(view.how, []).append(view.variant)
+    why = [f"  [dim]{_plain(', '.join(names))}: {_plain(how)}[/dim]" for how, names in reasons.items()]
+    if known or why:
+        _lines(console, ["[bold]Joules by phase[/bold]", *known, *why])
 
 
 def _bill(console: "Console", rows: Sequence[BillRow]) -> None:
