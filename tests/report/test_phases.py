@@ -77,7 +77,7 @@ def test_markdown_and_html_show_parts_modules_and_ops(case: Any) -> None:
         assert "nothing left over" in report
         assert "99.8 %" in report
     assert "300 steps &lt;b&gt;" in page
-    assert "300 steps \\<b>" in text
+    assert "300 steps \\<b\\>" in text
     assert "blocks.0.mlp\\|x" in text
     assert 'style="width:50.0%' in page
 
