@@ -31,6 +31,9 @@ WIDE_HEADS = Limits(
 )
 ALL_AT_ONCE = Limits(128, reason="every feature at once and padded columns; no tile is shipped for each combination")
 FULL_PRECISION = Limits(64, reason="float32 products take their operands from registers")
+ONE_REGISTER = Limits(
+    8, reason="ptxas keeps one register in memory to fit one more program; there is no loop around it"
+)
 TO_BE_MEASURED = Limits(192, reason="not in the table: taken only where it was measured to be faster")
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _LAUNCH_OF = {"keys": 1, "queries": 2}  # where `backward_launches` puts them; the first is `delta`
@@ -134,8 +137,9 @@ def optimizer(arch: int) -> Iterator[Subject]:
     """Every kernel of AdamW; they are the same for all architectures."""
     from efftrain_kernels._kernels import adamw
 
+    allowed = ONE_REGISTER if arch < HOPPER else Limits()
     for name, launch in adamw.shipped():
-        limits = Limits(wide=bool(launch.arguments.get("ALIGNED")))
+        limits = replace(allowed, wide=bool(launch.arguments.get("ALIGNED")))
         yield Subject(name, "adamw", launch, limits, quick=arch == HOPPER and name in QUICK_OPTIMIZER)
 
 
