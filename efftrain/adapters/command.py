@@ -91,6 +91,8 @@ def run_command(
         )  # fmt: skip
         return _measured(keeping, command, before, to_stderr=to_stderr)
     finally:
+        while signal.sigtimedwait(_WAITED_FOR, 0) is not None:
+            pass  # Ctrl-C while the record was being written: the status is the command's all the same
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

@@ -150,6 +150,10 @@ class Keeping:
         open_study(folder, wish.name, wish.command)
         monitor = Monitor(folder.journal(wish.name), self._found.discovery, header)
         self._monitor = monitor.__enter__()
+        if wish.rank.nodes > 1:
+            monitor.recorder.note(
+                f"this is machine {wish.rank.node} of {wish.rank.nodes}: the others have their own records"
+            )
         return monitor.recorder
 
     def _other(self) -> JournalRecorder:

@@ -1,11 +1,12 @@
 """`efftrain run`: what any command costs, with all the processes that it starts."""
 
 import errno
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -87,7 +88,15 @@ def _report(ended: "Ended", *, json: bool) -> None:
 
     run = ended.made.run if ended.made else None
     first, *rest = lines(run, ended.folder, ended.problems)
-    typer.echo("\n".join([f"\nefftrain: {first}", *(f"  {line}" for line in rest)]), err=True)
+    _write(sys.stderr, "\n".join([f"\nefftrain: {first}", *(f"  {line}" for line in rest)]))
     if json and run is not None:
-        sys.stdout.write(run.model_dump_json(by_alias=True) + "\n")
-        sys.stdout.flush()
+        _write(sys.stdout, run.model_dump_json(by_alias=True))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """A line for whoever is listening; where nobody is, the exit status is still the command's."""
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else the interpreter would fail on it at its exit

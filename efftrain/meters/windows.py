@@ -12,7 +12,10 @@ from efftrain.record.journal import Line
 Window = tuple[int, int]
 """Start and end in monotonic nanoseconds."""
 
-BOUNDARY = "compilation, calibration, teacher passes, training and evaluation; not warm-up, not idle"
+BOUNDARY = (
+    "compilation, calibration, teacher passes, training and evaluation; not warm-up, not idle; where no steps are "
+    "known, all that was measured"
+)
 
 _BILLED = frozenset({"compile", "calibrate", "teacher", "evaluate", "checkpoint"})
 _UNBILLED = frozenset({"warmup", "idle"})

@@ -273,7 +273,7 @@ def _provenance(study: Study, runs: Sequence[Run]) -> list[tuple[str, str]]:
     known = {**settings, **run.environment, f"configuration of {run.run_id}": run.config}
     return [
         *facts,
-        ("trained on", devices_of(run)),
+        ("trained on", devices_of(run) + (f", {run.ranks} ranks" if run.ranks > 1 else "")),
         *((_words(name), text) for name, value in known.items() if (text := _inline(value))),
         ("peak rate", f"{figure(run.flops.peak_rate)}; {run.flops.peak_rate.source}"),
         ("FLOPs convention", run.flops.convention),
