@@ -52,3 +52,11 @@ def test_idle_around_the_run_takes_nothing_away():
 def test_clip_and_seconds():
     assert clip([(0, 4 * S), (6 * S, 9 * S), (10 * S, 11 * S)], 7 * S) == [(0, 4 * S), (6 * S, 7 * S)]
     assert seconds([(0, 4 * S), (6 * S, 9 * S)]) == 7.0
+
+
+def test_without_steps_all_that_was_measured_is_billed():
+    begun, ended = span("whole", 3, 3), span("whole", 3, 9)
+    tick = {"kind": "tick", "t": 7 * S}
+    assert windows(begun, tick, ended, {"kind": "tick", "t": 10 * S}) == [(3, 9)]
+    assert windows(begun, tick) == [(3, 7)]  # cut off: up to the last line
+    assert windows(begun, step(4, 6), ended) == [(4, 6)]
