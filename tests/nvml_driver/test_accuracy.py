@@ -42,7 +42,11 @@ def test_errors_and_coverage_of_rows(accuracy):
     coverage, smallest, behind = accuracy.table.targets(rows)
     assert [coverage.met, smallest.met, behind.met] == [False, True, True]  # 2 of 3, and far fewer than 200
     worse = [row("efftrain", 101.0, scenario="b"), row("zeus", 100.4, scenario="b")]
-    assert not accuracy.table.targets(rows + worse)[2].met
+    verdict = accuracy.table.targets(rows + worse)[2]
+    assert not verdict.met
+    assert verdict.outcome == "b, 1 s (1.00 against zeus's 0.40; larger in 1 of 1 windows, p = 1)"
+    many = [r for _ in range(10) for r in worse]
+    assert "larger in 10 of 10 windows, p = 0.002" in accuracy.table.targets(many)[2].outcome  # 2 / 2¹⁰
 
 
 def test_windows_are_out_of_step_with_every_clock(accuracy):
