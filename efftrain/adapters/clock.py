@@ -115,4 +115,11 @@ def later(value: Any) -> Callable[[], float | None]:
 
     host = torch.empty_like(value, device="cpu", pin_memory=True)
     host.copy_(value.detach(), non_blocking=True)
-    return lambda: float(host)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> float:
+        copied.synchronize()  # at once, where a mark that was set after it has been reached
+        return float(host)
+
+    return read

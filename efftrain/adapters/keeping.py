@@ -85,7 +85,7 @@ class Keeping:
     def open(self) -> JournalRecorder | None:
         """Find the sensors, open the journal and begin; None where there is no journal."""
         for place in (self._claim, self._temporary):
-            with self.guarded("the folder cannot be used"):
+            with self.guarded("the measurement could not begin"):
                 self.folder = StudyFolder(place())
                 return self._first() if self._wish.rank.first else self._other()
         self.folder = None
@@ -186,10 +186,12 @@ class Keeping:
         return _Found(found, facts, idle)
 
     def _header(self, folder: StudyFolder) -> dict[str, Any]:
-        wish = self._wish
+        wish, config = self._wish, {}
+        with self.guarded("the configuration cannot be kept"):
+            config = json.loads(json.dumps(dict(wish.config), default=str))
         return {
             "run_id": wish.name, "study_id": folder.root.name, "variant": wish.name, "seed": wish.seed,
-            "config": json.loads(json.dumps(dict(wish.config), default=str)), "corpus": {}, "carbon": wish.carbon,
+            "config": config, "corpus": {}, "carbon": wish.carbon,
             "parameters": wish.parameters, "teacher": None, "ranks": wish.rank.ranks, "nodes": wish.rank.nodes,
             "peak": {"flops_per_s": None, "source": NO_PEAK, "device": "any", "dtype": "any"},
         }  # fmt: skip

@@ -20,6 +20,7 @@ is logged and costs figures, not the training.
 """
 
 import functools
+import math
 import os
 import re
 import sys
@@ -88,6 +89,8 @@ def measure(
         raise ValueError(f"name {name!r}: expected 1 to 100 characters, no slash, no dot at the beginning")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"device {device!r}: expected auto, cpu, cuda or cuda:N")
+    if node_overhead_w is not None and not 0 <= node_overhead_w < math.inf:
+        raise ValueError(f"node_overhead_w {node_overhead_w:g}: expected W of at least 0, for example 84")
     return Measurement(
         Wish(
             name=name, command=" ".join(sys.argv), rank=this_rank(), carbon=resolve(**carbon),
@@ -188,6 +191,8 @@ class Measurement:
             self._recorder = self._keeping.open()
         self._silent = self._recorder is None
         self._begin()
+        if self._recorder is None:
+            return
         if _going:
             self.note("another measurement of this process goes on at the same time: their joules overlap")
         _going.add(id(self))

@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, meters: list[Meter], out: 
         place.write_text("not a folder")
     run = train(place)
     assert run.record.steps == 12
-    assert "the folder cannot be used" in notes(run)
+    assert "the measurement could not begin" in notes(run)
     assert f"everything goes to {run.folder} instead" in notes(run)
     assert (run.folder / "runs/toy/run.json").exists()
     shutil.rmtree(run.folder)
@@ -230,7 +230,7 @@ def test_a_folder_that_disappears(tmp_path: Path, meters: list[Meter]):
         ("efftrain.adapters.records._report", "the report could not be written", True),
         ("efftrain.adapters.keeping.environment", "the environment cannot be described", True),
         ("efftrain.adapters.keeping.measure_idle", "idle power could not be read", True),
-        ("efftrain.adapters.keeping.find_sensors", "the folder cannot be used", False),
+        ("efftrain.adapters.keeping.find_sensors", "the measurement could not begin", False),
         ("efftrain.adapters.clock.MarkClock.mark", "step failed", True),
         ("efftrain.adapters.measure._fields", "failed", True),
         ("efftrain.record.recorder.JournalRecorder.end", "_end failed", True),
@@ -264,7 +264,8 @@ def test_a_log_handler_that_raises(tmp_path: Path, meters: list[Meter]):
 
 
 def test_values_that_are_none(tmp_path: Path, meters: list[Meter]):
-    with efftrain.measure("odd", out=tmp_path, device="cpu") as run:
+    config: Any = {("not", "a name"): 1}
+    with efftrain.measure("odd", out=tmp_path, device="cpu", config=config) as run:
         run.step(tokens=1, loss="high")
         run.step(tokens=-1, loss=float("nan"))
         run.step(tokens=1, loss=[1, 2])
@@ -274,7 +275,9 @@ def test_values_that_are_none(tmp_path: Path, meters: list[Meter]):
     assert run.record.steps == 3
     assert run.record.tokens == 2
     assert run.record.loss.train == [None, None, None]
-    assert any("tokens -1" in text for text in run.problems)
+    assert run.record.config == {}
+    for said in ("tokens -1", "loss is no number", "the configuration cannot be kept"):
+        assert any(said in text for text in run.problems)
 
 
 # Use that was not meant
