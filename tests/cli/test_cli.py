@@ -39,7 +39,7 @@ def test_help_is_quick():
     assert min(seconds) < 0.4
 
 
-@pytest.mark.parametrize("command", ["bench", "train", "report", "doctor"])
+@pytest.mark.parametrize("command", ["bench", "train", "run", "report", "doctor"])
 def test_each_command_has_help(command: str):
     done = run(command, "--help")
     assert done.returncode == 0
