@@ -74,7 +74,7 @@ def phase_views(variants: Sequence[VariantView]) -> list[PhaseView]:
 
 
 def _view(variant: VariantView) -> PhaseView | None:
-    runs = [run for run in variant.runs if run.status in COUNTED and run.energy.attribution]
+    runs = [run for run in variant.runs if run.status in COUNTED and run.steps and run.energy.attribution]
     if not runs:
         return None
     known = [run for run in runs if run.energy.phase_power]
