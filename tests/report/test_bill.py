@@ -13,6 +13,10 @@ from efftrain.report.html import html
 from efftrain.report.markdown import markdown
 from efftrain.report.terminal import render
 
+SILLY = (
+    "Nothing to compare", "after 0 steps", "1 variant", "means over seeds", "mean over seeds", "no run has the figures",
+)  # fmt: skip
+
 
 def study_of(*runs: Run) -> Study:
     names = dict.fromkeys(run.variant for run in runs)
@@ -58,12 +62,5 @@ def test_no_page_speaks_of_comparing(failed: Run):
         assert "exit status 7" in text
         assert "200 J" in text
         assert "no meter at the plug" in text
-        for silly in (
-            "Nothing to compare",
-            "after 0 steps",
-            "1 variant",
-            "means over seeds",
-            "mean over seeds",
-            "no run has the figures",
-        ):
+        for silly in SILLY:
             assert silly not in text
