@@ -31,6 +31,9 @@ UNSEEN: Final = 0.75
 MIN_TO_JUDGE: Final = 8
 """Intervals that are needed to tell a sample from a sum."""
 
+AROUND_NS: Final = 1_000_000_000
+"""Readings of this long before and after a reset tell between which powers the device may have moved in it."""
+
 LONGEST_EDGE_NS: Final = 1_500_000_000
 
 
@@ -199,9 +202,11 @@ def _bridged(track: Track, witness: PowerReadings | None) -> tuple[list[float], 
             continue
         at = bisect_right(track.t, flaw.start)
         added = max(0.0, filled - (joules[at] - joules[at - 1]))
+        around = witness.between(flaw.start - AROUND_NS, flaw.end + AROUND_NS) if witness is not None else []
+        half = (max(around) - min(around)) / 2 * (flaw.end - flaw.start) / 1e9
         for i in range(at, len(joules)):
             joules[i] += added
-            variance[i] += added**2 / 12
+            variance[i] += half**2 / 3
     return joules, flaws, variance
 
 
@@ -219,13 +224,20 @@ def _shaped(
         restless = math.sqrt(math.fsum(w * w for w in near) / len(near))
         if before is None or after is None:
             spread.append(abs(power))
-            continue
-        if min(before, after) < power < max(before, after):
+        elif _skipped(track, i):  # its ends tell nothing about its middle: anything that was read around it
+            around = [w for w in ends[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 2] if w is not None]
+            spread.append(max(*(abs(w - power) for w in around), FLOOR * abs(power)))
+        elif min(before, after) < power < max(before, after):
             steps[i] = (before, after, (after - power) / (after - before))
             spread.append(max(restless, abs(after - before) / 2, FLOOR * power))
         else:
             spread.append(max(restless, abs(before - power), abs(after - power), FLOOR * abs(power)))
     return spread, steps
+
+
+def _skipped(track: Track, i: int) -> bool:
+    """Whether the readings missed updates in an interval."""
+    return track.period is not None and track.t[i + 1] - track.t[i] > 1.5 * track.period
 
 
 def _ends(track: Track, witness: PowerReadings) -> list[float | None]:

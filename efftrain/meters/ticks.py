@@ -190,6 +190,10 @@ def _fit(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float, float] |
     guess = float(np.mean(gaps[gaps < 1.6 * np.median(gaps)]))
     if np.median(high - low) > RESOLVED * guess:
         return None
+    # After a gap in the readings, what is seen first is the last update before it, at most one period old.
+    low = np.maximum(low, high - (1 + MAX_JITTER) * guess)
+    middle = (low + high) / 2
+    origin, gaps = float(middle[0]), np.diff(middle)
     number = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(gaps / guess)))])
     guess = float(np.polyfit(number, middle - origin, 1)[0])
     number = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(gaps / guess)))])

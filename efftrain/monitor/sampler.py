@@ -2,7 +2,7 @@
 
 A reading is written when it changed, with the time of the reading before, between which and now it did; and at least
 once a second, so that a sensor that stands still can be told from one that is gone. Nothing raises out of here: a
-sensor that fails is noted as lost, tried once a second, and noted again when it is back. The first and the last
+sensor that fails is noted as lost, tried less often, and noted again when it is back. The first and the last
 readings are taken in the caller's thread, at the very start and the very end.
 """
 
@@ -17,7 +17,10 @@ from efftrain.sensors.protocol import Sensor, SensorError
 
 NS_PER_S = 1_000_000_000
 REPEAT_NS = NS_PER_S
-RETRY_NS = NS_PER_S
+RETRY_NS = NS_PER_S // 10
+RARE_RETRY_NS = NS_PER_S
+PATIENT_FAILURES = 100
+"""A driver that comes back mostly does so soon; after ten seconds one try a second will do."""
 FLUSH_NS = NS_PER_S // 2
 FAILURES_UNTIL_LOST = 3
 JOIN_TIMEOUT_S = 2.0
@@ -136,7 +139,9 @@ class _Watched:
     @property
     def pause_ns(self) -> int:
         """Time from one reading to the next."""
-        return RETRY_NS if self._lost else self._period_ns
+        if not self._lost:
+            return self._period_ns
+        return RETRY_NS if self._failures < PATIENT_FAILURES else RARE_RETRY_NS
 
     def read(self, *, last: bool = False) -> None:
         """Take a reading and write it if it is new, old enough, or the last one."""

@@ -103,3 +103,23 @@ def test_long_runs_are_fitted_in_blocks_and_stay_in_order(info):
     found = polled(info, period_s=0.1, phase_s=0.04, seconds=250)
     assert all(a < b for a, b in itertools.pairwise(found.t))
     assert max(map(abs, off_ms(found, 0.1, 0.04))) < 0.5
+
+
+def test_a_gap_in_the_readings_keeps_the_count_of_the_updates(info):
+    """Between 10.013 s and 12.41 s nothing can be read; the first reading after it shows an update of just before."""
+    raw, seen, shown = [], None, None
+    for i in range(1, 1400):
+        t = i * 0.0209
+        if 10.013 < t < 12.41:
+            continue
+        value = 25.0 * math.floor((t - 0.033) / 0.1)
+        if value != shown:
+            raw.append((round(t * S), value, seen))
+        seen, shown = round(t * S), value
+    found = track(info(), raw)
+    assert found.period == pytest.approx(0.1 * S, rel=1e-3)
+    assert max(map(abs, off_ms(found, 0.1, 0.033))) < 1
+    assert all(
+        (b - a) / S * 250 == pytest.approx(v - u, abs=0.5)
+        for a, b, u, v in zip(found.t, found.t[1:], found.joules, found.joules[1:], strict=False)
+    )

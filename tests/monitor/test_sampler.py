@@ -10,7 +10,7 @@ import pytest
 from efftrain.monitor.sampler import Sampler
 from efftrain.record.journal import JournalWriter
 from efftrain.sensors.cpu_time import CpuTimeSensor
-from efftrain.sensors.protocol import SensorInfo
+from efftrain.sensors.protocol import SensorError, SensorInfo
 from efftrain.sensors.simulated import Habits, SimulatedCounter, SimulatedPower, constant, piecewise
 
 S = 1_000_000_000
@@ -85,11 +85,23 @@ def test_a_drop_out_is_noted_once_and_the_return_too(tmp_path: Path):
     gone = Habits(drop_outs_s=((2.0, 5.5),))
     lines = sample(tmp_path, 9.0, lambda t: SimulatedCounter(constant(100.0), clock=t, habits=gone, name="gpu0"))
     notes = [(line["t"] / S, line["sensor"], line["lost"]) for line in lines if line["kind"] == "note"]
-    # Three readings 0.05 s apart fail, then one each second is tried: 3.1, 4.1, 5.1, 6.1.
-    assert notes == [(2.1, "gpu0", True), (6.1, "gpu0", False)]
+    # Three readings 0.05 s apart fail, then ten a second are tried: 2.2, 2.3, ... 5.5.
+    assert notes == [(2.1, "gpu0", True), (5.5, "gpu0", False)]
     ticks = [line["t"] / S for line in lines if line["kind"] == "tick"]
-    assert not [t for t in ticks if 2.0 <= t < 6.1]
-    assert 6.1 in ticks
+    assert not [t for t in ticks if 2.0 <= t < 5.5]
+    assert 5.5 in ticks
+
+
+def test_a_sensor_that_stays_away_is_tried_once_a_second(tmp_path: Path):
+    tried: list[float] = []
+
+    class Gone(Erratic):
+        def read(self) -> float:
+            tried.append(0.0)
+            raise SensorError("gone")
+
+    sample(tmp_path, 60.0, lambda _: Gone(1.0))
+    assert len(tried) < 100 + 60
 
 
 def test_a_short_stumble_is_no_loss(tmp_path: Path):
@@ -124,7 +136,7 @@ def test_an_unexpected_exception_is_a_loss_at_once(tmp_path: Path):
         ("tick", None), ("note", True), ("note", False), ("tick", None),
     ]  # fmt: skip
     assert "driver" in lines[1]["text"]
-    assert lines[2]["t"] - lines[1]["t"] == S
+    assert lines[2]["t"] - lines[1]["t"] == S // 10
 
 
 def test_a_reading_that_is_no_number_is_a_failure(tmp_path: Path):
