@@ -30,6 +30,9 @@ MAX_HALF_WIDTH: Final = 0.25
 MINOR: Final = 0.1
 """A counter with at most this share of the joules may go without a regression: its power is then taken as even."""
 
+VISIBLE_S: Final = 0.002
+"""Inertia from which on it is worth a word."""
+
 ALTERNATIVE: Final = "--phase-energy blocks measures them apart"
 
 BOUNDARY: Final = "the billed time; a phase ends where the next begins"
@@ -257,4 +260,6 @@ def _habits(name: str, found: Fit) -> str:
         else f", {1e3 * found.lag_s:.1f} ± {1e3 * found.u_lag_s * COVERAGE_FACTOR:.1f} ms late"
     )
     window = "" if found.share is None else f", averaging {100 * found.share:.0f} % of the time between them"
-    return f"{name} ({found.rows} updates{late}{window})"
+    inertia_s = found.inertia_s or 0.0
+    slow = f", with {1e3 * inertia_s:.0f} ms of inertia" if inertia_s > VISIBLE_S else ""
+    return f"{name} ({found.rows} updates{late}{window}{slow})"

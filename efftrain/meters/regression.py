@@ -1,9 +1,9 @@
 """The watts of each part of a run, from the increments of one counter.
 
 Between two updates a counter grows by the energy of what ran in between, so hundreds of increments on the seconds of
-each part in them are a linear regression whose coefficients are watts. Two habits of counters stand in the way: they
-are late, and some average only a window of each tick. Both shift and narrow what an increment saw, so the lag and the
-window are fitted beside the watts, and what is not known of them is in the covariance.
+each part in them are a linear regression whose coefficients are watts. Three habits of counters stand in the way: they
+are late, some average only a window of each tick, and some follow the power with inertia. These shift, narrow and blur
+what an increment saw, so all three are fitted beside the watts, and what is not known of them is in the covariance.
 
 The covariance is that of a jackknife over blocks of time (CR3; Bell & McCaffrey 2002): it holds whatever is correlated
 over seconds, as the error of a re-timed update and a slow drift of the power are.
@@ -40,12 +40,25 @@ MAX_ROWS: Final = 6000
 _STRETCH: Final = 250
 
 _LAGS: Final = np.linspace(-0.1, 0.6, 15)
-"""First guesses of the lag, in periods; a little below zero, because a re-timed update may lie late."""
+"""First guesses of the lag; a little below zero, because a re-timed update may lie late.
+
+In periods, or in tenths of a second where the period is shorter: counters are late by up to 50 ms, however often they
+are updated.
+"""
+
+LAG_UNIT_NS: Final = 1e8
 
 _SHARES: Final = (0.1, 0.17, 0.25, 0.35, 0.5, 0.7, 0.85, 1.0)
 """First guesses of the averaged share of a period."""
 
 _MIN_SHARE: Final = 0.04
+_MAX_INERTIA: Final = 0.6
+_SHARP: Final = 1e-3
+
+_QUANTILES: Final = -np.log(1 - (np.arange(8) + 0.5) / 8)
+_DELAYS: Final = _QUANTILES / _QUANTILES.mean() - 1
+"""Of an exponential distribution with the mean 1, about that mean: the lag is the mean delay, inertia included."""
+
 _MEETINGS: Final = 3
 _NEGLIGIBLE: Final = 1e-4
 
@@ -56,7 +69,7 @@ POSITIONS: Final = 16
 """Updates must have met each of so many equal parts of the step, finer than any phase that is reported."""
 
 _STEP: Final = 0.01
-"""Of the numerical derivatives by lag and share, in periods."""
+"""Of the numerical derivatives by lag and share; by inertia three times as much, which acts by its square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,7 @@ class Fit:
         lag_s: how late the counter is, relative to its re-timed updates; None where it is exact whenever it is read.
         u_lag_s: its standard uncertainty.
         share: the averaged share of each period, at most 1; None as above.
+        inertia_s: time constant with which the counter follows the power, 0 where it does at once; None as above.
     """
 
     watts: Floats
@@ -87,6 +101,7 @@ class Fit:
     lag_s: float | None = None
     u_lag_s: float = 0.0
     share: float | None = None
+    inertia_s: float | None = None
 
 
 def fit(line: Timeline, track: Track, *, exact: bool) -> Fit | Refused:
@@ -101,14 +116,14 @@ def fit(line: Timeline, track: Track, *, exact: bool) -> Fit | Refused:
     if problem.rows < MIN_ROWS:
         return Refused(f"{problem.rows} updates of the counter lie in the run, and at least {MIN_ROWS} are needed")
     if exact:
-        return _solution(problem, np.array([0.0, 1.0]), [], [])
+        return _solution(problem, np.array([0.0, 1.0, 0.0]), [], [])
     if track.period is None:
         return Refused("the counter shows no steady period of its own, so that its updates cannot be timed")
     stuck = _too_short(line, track.period) or _unspread(line, track)
     if stuck:
         return Refused(stuck)
     best, others = _habits(problem)
-    return _solution(problem, best, [0, 1], others)
+    return _solution(problem, best, [0, 1, 2], others)
 
 
 def _too_short(line: Timeline, period: float) -> str:
@@ -162,15 +177,23 @@ class _Problem:
     u_offset: Floats
 
     @property
+    def lag_unit(self) -> float:
+        """What lags are counted in, ns."""
+        return max(self.period, LAG_UNIT_NS)
+
+    @property
     def rows(self) -> int:
         return len(self.first)
 
     def seconds(self, habits: Floats) -> Floats:
-        """[rows, parts] s by part that the increments stand for, under a lag and a share, in periods."""
-        lag, share = habits
-        end = self.end - lag * self.period
-        parts = self.line.occupancy(end - share * self.length, end)[:, :-1] / share
-        return np.add.reduceat(parts, self.first, axis=0)
+        """[rows, parts] s by part that the increments stand for, under a lag, a share and an inertia."""
+        lag, share, inertia = habits
+        delays = lag + inertia * _DELAYS if inertia > _SHARP else [lag]
+        parts = np.zeros((len(self.end), len(self.line.names)))
+        for delay in delays:
+            end = self.end - delay * self.lag_unit
+            parts += self.line.occupancy(end - share * self.length, end)[:, :-1]
+        return np.add.reduceat(parts / (share * len(delays)), self.first, axis=0)
 
     def design(self, habits: Floats) -> tuple[Floats, Floats]:
         """Regressors [rows, q] and what they are to explain [rows]."""
@@ -182,7 +205,7 @@ def _problem(line: Timeline, track: Track, *, exact: bool) -> _Problem:
     t, joules = np.asarray(track.t, dtype=float), np.asarray(track.joules, dtype=float)
     length, grown = np.diff(t), np.diff(joules)
     period = track.period or (float(np.median(length)) if len(length) else 1.0)
-    reach = 0.0 if exact else period
+    reach = 0.0 if exact else max(period, LAG_UNIT_NS)
     seen = line.occupancy(t[:-1] - reach, t[1:] + reach / 2) if len(t) > 1 else np.zeros((0, 1))
     kept = (seen[:, -1] == 0) & (length < MAX_ROW_NS) & (length > 0)
     for flaw in track.flaws:
@@ -232,13 +255,13 @@ def _basis(line: Timeline, mean: float, met: Floats) -> tuple[Floats, Floats, Fl
 
 
 def _habits(problem: _Problem) -> tuple[Floats, list[tuple[float, Floats]]]:
-    """The lag and the share, in periods, that leave the smallest residuals, and what others would have found.
+    """The lag, the share and the inertia that leave the smallest residuals, and what others would have found.
 
     Returns:
-        The best pair, from a search that starts at the best of a grid; and for each point of the grid that explains the
-        increments about as well, its likelihood relative to the best one's and its watts by part.
+        The best of them, from a search that starts at the best of a grid; and for each point of the grid that explains
+        the increments about as well, its likelihood relative to the best one's and its watts by part.
     """
-    grid = [np.array([lag, share]) for share in _SHARES for lag in _LAGS]
+    grid = [np.array([lag, share, 0.0]) for share in _SHARES for lag in _LAGS]
     tried = [(_left(problem, habits), habits) for habits in grid]
     tried.sort(key=lambda one: one[0])
     found = [_search(problem, habits) for _, habits in tried[:3]]
@@ -250,19 +273,19 @@ def _habits(problem: _Problem) -> tuple[Floats, list[tuple[float, Floats]]]:
 
 
 def _search(problem: _Problem, start: Floats) -> tuple[float, Floats]:
-    """The residual sum of squares at the best lag and share near `start`, and these."""
-    simplex = start + np.array([[0.0, 0.0], [0.03, 0.0], [0.0, -0.05]])
-    options = {"initial_simplex": simplex, "xatol": 1e-4, "fatol": 0.0, "maxiter": 80}
+    """The residual sum of squares at the best lag, share and inertia near `start`, and these."""
+    simplex = start + np.array([[0.0, 0.0, 0.0], [0.03, 0.0, 0.0], [0.0, -0.05, 0.0], [0.03, 0.0, 0.08]])
+    options = {"initial_simplex": simplex, "xatol": 1e-4, "fatol": 0.0, "maxiter": 120}
     found = minimize(lambda habits: _left(problem, habits), start, method="Nelder-Mead", options=options)
     return float(found.fun), _inside(found.x)
 
 
 def _inside(habits: Floats) -> Floats:
-    return np.clip(habits, [_LAGS[0], _MIN_SHARE], [_LAGS[-1], 1.0])
+    return np.clip(habits, [_LAGS[0], _MIN_SHARE, 0.0], [_LAGS[-1] + _MAX_INERTIA, 1.0, _MAX_INERTIA])
 
 
 def _left(problem: _Problem, habits: Floats) -> float:
-    """Sum of squares in J² that a lag and a share leave unexplained; it rises beyond what a counter can have."""
+    """Sum of squares in J² that such habits leave unexplained; it rises beyond what a counter can have."""
     inside = _inside(habits)
     x, y = problem.design(inside)
     residual = y - x @ np.linalg.lstsq(x, y, rcond=None)[0]
@@ -286,7 +309,7 @@ def _solution(
     slopes = [_slope(problem, habits, i, watts) for i in free]
     covariance, blocks = jackknife(np.column_stack([x, *slopes]), y - x @ coefficients)
     size = x.shape[1]
-    spread = np.sqrt(np.diag(covariance)[size:]) * problem.period / 1e9
+    spread = np.sqrt(np.diag(covariance)[size:]) * problem.lag_unit / 1e9
     # What is not fitted errs by its own uncertainty, and its neighbours by the share of it that they take over.
     error = np.eye(len(problem.offset)) - problem.basis @ np.linalg.pinv(x) @ problem.seconds(habits)
     error *= problem.u_offset
@@ -297,9 +320,10 @@ def _solution(
         + _between(watts, others),
         rows=problem.rows,
         blocks=blocks,
-        lag_s=float(habits[0]) * problem.period / 1e9 if free else None,
+        lag_s=float(habits[0]) * problem.lag_unit / 1e9 if free else None,
         u_lag_s=float(spread[0]) if free else 0.0,
         share=float(habits[1]) if free else None,
+        inertia_s=float(habits[2]) * problem.lag_unit / 1e9 if free else None,
     )
 
 
@@ -314,11 +338,12 @@ def _between(watts: Floats, others: Sequence[tuple[float, Floats]]) -> Floats:
 
 
 def _slope(problem: _Problem, habits: Floats, index: int, watts: Floats) -> Floats:
-    """[rows] derivative of the explained joules by the lag or the share; one-sided where the share is whole."""
+    """[rows] derivative of the explained joules by one habit; one-sided at the end of its range."""
     ends = np.array([habits, habits])
-    ends[0, index] -= _STEP
-    ends[1, index] += _STEP
-    ends[:, 1] = np.clip(ends[:, 1], _MIN_SHARE / 2, 1.0)
+    step = _STEP if index < 2 else 3 * _STEP
+    ends[0, index] -= step
+    ends[1, index] += step
+    ends = np.clip(ends, [-1.0, _MIN_SHARE / 2, 0.0], [2.0, 1.0, 1.0])
     below, above = (problem.seconds(end) @ watts for end in ends)
     return (above - below) / (ends[1, index] - ends[0, index])
 

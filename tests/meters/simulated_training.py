@@ -31,6 +31,7 @@ class Setup:
         wander: relative amplitude of a slow drift of the power.
         lag_s: how late the counter is.
         window_s: how much of each tick it averages.
+        inertia_s: time constant with which it follows the power.
         tick_s: its period.
         poll_s: how often it is read.
         evaluate_every: steps between evaluations of 0.4 s; 0: none.
@@ -46,6 +47,7 @@ class Setup:
     wander: float = 0.01
     lag_s: float = 0.02
     window_s: float = 0.1
+    inertia_s: float = 0.0
     tick_s: float = 0.1
     poll_s: float = 0.02
     evaluate_every: int = 0
@@ -128,7 +130,10 @@ def _polled(setup: Setup, rng: np.random.Generator, joules: Any, end: float) -> 
     """What polling the counter showed, written on change with the time of the reading before."""
     ticks = np.arange(rng.uniform(0.2, 0.3), end - 0.01, setup.tick_s)
     until = ticks - setup.lag_s
-    shown = np.cumsum((joules(until) - joules(until - setup.window_s)) * setup.tick_s / setup.window_s) + 1000.0
+    # A first-order low pass is a mean over exponentially distributed delays; 40 quantiles stand for them.
+    delays = -np.log(1 - (np.arange(40) + 0.5) / 40) * setup.inertia_s if setup.inertia_s else [0.0]
+    seen = np.mean([joules(until - d) - joules(until - d - setup.window_s) for d in delays], axis=0)
+    shown = np.cumsum(seen * setup.tick_s / setup.window_s) + 1000.0
     shown = np.round(shown, 3)
     polls = np.arange(rng.uniform(0.0, 0.05), end, setup.poll_s)
     polls = np.sort(polls + rng.exponential(0.0005, len(polls)))

@@ -19,6 +19,9 @@ from efftrain.record.quantities import exact
 BAND = 0.91
 """A true 95 % interval covers at least this share of 200 trials in all but 1 % of the time (binomial)."""
 
+SMALL_BAND = 20 / 24
+"""The same for 24 trials."""
+
 MEDIAN_HALF_WIDTH = 0.008
 """Measured: 0.5 % of a phase's joules."""
 
@@ -58,12 +61,12 @@ def _measure(info: Any, training: Any) -> PhaseEnergy:
     return phase_energy(meters, training.steps, training.spans, training.windows, whole)
 
 
-def _cover(simulation: ModuleType, info: Any, seeds: range) -> tuple[float, float]:
+def _cover(simulation: ModuleType, info: Any, seeds: range, **changed: Any) -> tuple[float, float]:
     """Share of phases whose true joules lie in their interval, and the median half-width; printed by phase."""
     covered: defaultdict[str, list[bool]] = defaultdict(list)
     widths: defaultdict[str, list[float]] = defaultdict(list)
     for seed in seeds:
-        training = simulation.simulate(_setup(simulation, seed))
+        training = simulation.simulate(_setup(simulation, seed, **changed))
         answer = _measure(info, training)
         assert answer.power, f"seed {seed}: {answer.attribution}"
         assert answer.closure.low <= 1 <= answer.closure.high
@@ -81,9 +84,22 @@ def _cover(simulation: ModuleType, info: Any, seeds: range) -> tuple[float, floa
 
 
 def test_known_watts_lie_within_their_intervals(simulation: ModuleType, info: Any) -> None:
-    covered, half_width = _cover(simulation, info(u_relative=0.0, tick_s=0.1), range(500, 520))
+    covered, half_width = _cover(simulation, info(u_relative=0.0, tick_s=0.1), range(500, 516))
     assert covered >= BAND
     assert half_width <= MEDIAN_HALF_WIDTH
+
+
+def test_a_counter_that_follows_the_power_slowly_is_found_out(simulation: ModuleType, info: Any) -> None:
+    changed = {"inertia_s": 0.01, "step_s": 0.37}
+    covered, half_width = _cover(simulation, info(u_relative=0.0, tick_s=0.1), range(600, 608), **changed)
+    assert covered >= SMALL_BAND
+    assert half_width <= MEDIAN_HALF_WIDTH
+
+
+def test_a_counter_of_20_ms_is_late_by_more_than_its_tick(simulation: ModuleType, info: Any) -> None:
+    changed = {"tick_s": 0.02, "window_s": 0.01, "poll_s": 0.007, "lag_s": 0.045, "seconds": 40.0}
+    covered, _ = _cover(simulation, info(u_relative=0.0, tick_s=0.02), range(700, 704), **changed)
+    assert covered >= SMALL_BAND
 
 
 @pytest.mark.slow
