@@ -62,6 +62,8 @@ class _Display(ABC):
     def line(self, line: "Line") -> None:
         if line["kind"] == "header":
             self._meter = LiveMeter(line)
+        elif line["kind"] == "block":  # after the training, seconds apart
+            self.show(f"{self._title}  joules by phase: a block of {line['name']} is done")
         elif self._meter:
             self._meter.feed(line)
             if line["kind"] == "step" and time.monotonic() >= self._next:

@@ -79,6 +79,7 @@ BAD = [
     (["bench", "--intensity", "inf"], ["--intensity"]),
     (["bench", "--attention", "magic"], ["magic", "sdpa"]),
     (["bench", "--optimizer", "magic"], ["magic", "torch"]),
+    (["train", "--phase-energy", "magic"], ["--phase-energy", "magic", "regression", "blocks"]),
     (["train", "--variant", "magic"], ["magic", "bf16"]),
     (["train", "--variant", "distilled"], ["distilled", "efftrain bench --variants baseline,distilled"]),
     (["train", "--seed", "99999999999999999999999"], ["--seed"]),
