@@ -196,18 +196,34 @@ def _bridged(track: Track, witness: PowerReadings | None) -> tuple[list[float], 
     """Joules with what a reset lost put in from the witness, the flaws that remain, and cumulative variance in J²."""
     joules, flaws, variance = list(track.joules), [], [0.0] * len(track.t)
     for flaw in track.flaws:
-        filled = witness.joules_between(flaw.start, flaw.end) if witness is not None and flaw.reset else None
-        if filled is None:
+        at = bisect_right(track.t, flaw.start)
+        lost = _lost(track, at, witness) if witness is not None and flaw.reset else None
+        if lost is None:
             flaws.append(flaw)
             continue
-        at = bisect_right(track.t, flaw.start)
-        added = max(0.0, filled - (joules[at] - joules[at - 1]))
-        around = witness.between(flaw.start - AROUND_NS, flaw.end + AROUND_NS) if witness is not None else []
-        half = (max(around) - min(around)) / 2 * (flaw.end - flaw.start) / 1e9
+        added = max(0.0, lost[0] - (joules[at] - joules[at - 1]))
         for i in range(at, len(joules)):
             joules[i] += added
-            variance[i] += half**2 / 3
+            variance[i] += lost[1]
     return joules, flaws, variance
+
+
+def _lost(track: Track, at: int, witness: PowerReadings) -> tuple[float, float] | None:
+    """Energy in J, and its variance, of the interval before moment `at`, in which the counter was reset.
+
+    The power went over, at an unknown moment, from what the witness shows at the update before the interval to what it
+    shows at the one after it: their mean. Readings around tell how far from both it may have been.
+    """
+    start, end = track.t[at - 1], track.t[at]
+    ends = _ends(track, witness)
+    before, after = ends[at - 1], ends[min(at + 1, len(ends) - 1)]
+    joules, seconds = witness.joules_between(start, end), (end - start) / 1e9
+    if joules is None:
+        return None
+    if before is not None and after is not None and not _skipped(track, at - 1):
+        joules = (before + after) / 2 * seconds
+    around = witness.between(start - AROUND_NS, end + AROUND_NS)
+    return joules, ((max(around) - min(around)) * seconds) ** 2 / 12
 
 
 def _shaped(

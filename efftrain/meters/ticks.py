@@ -33,6 +33,9 @@ RESOLVED: Final = 0.6
 MAX_JITTER: Final = 0.1
 """A counter whose updates stray further from its period than this share of it has none."""
 
+MAX_BRACKET: Final = 0.7
+"""Two readings further apart than this share of the time between updates may have missed one."""
+
 BLOCK: Final = 1024
 """Updates fitted at once: long enough to be exact, short enough that no clock drifts off a straight line."""
 
@@ -145,11 +148,14 @@ def _retimed(counter: Counter) -> Track:
     if tick_s is not None and tick_s * 1e9 < RESOLVED * max(poll, 1.0):
         u_t = tick_s * 1e9 / math.sqrt(12)  # read anywhere between two updates (GUM, 4.3.7)
         return Track(counter.t, counter.joules, u_t=u_t, common=False, flaws=counter.flaws)
-    fitted = _fit_blocks(np.array(counter.since[1:]), np.array(counter.t[1:]))
+    low, high = np.array(counter.since[1:]), np.array(counter.t[1:])
+    ticking = ~np.isin(high, [flaw.end for flaw in counter.flaws if flaw.reset])  # a reset comes at any time
+    fitted = _fit_blocks(low[ticking], high[ticking])
     if fitted is None:
         middle = [(a + b) // 2 for a, b in zip(counter.since, counter.t, strict=True)]
         return Track(middle, counter.joules, u_t=poll / math.sqrt(12), common=False, flaws=counter.flaws)
-    moments, u_t, period = fitted
+    moments, (own, u_t, period) = (low + high) / 2, fitted
+    moments[ticking] = own
     # The first reading shows the counter as it was at its last update before that.
     first = moments[0] - period * max(1, math.ceil((moments[0] - counter.t[0]) / period - MAX_JITTER))
     t = [round(first), *(round(moment) for moment in moments)]
@@ -178,6 +184,24 @@ def _fit_blocks(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float, f
 
 
 def _fit(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float, float] | None:
+    """The period and phase of the brackets that hold one update, and by these all moments.
+
+    After a gap in the readings, what is seen first is the last of several updates, at most one period old: a bracket
+    too wide to number it by, or to learn from.
+    """
+    narrow = high - low <= MAX_BRACKET * np.median(np.diff(high))
+    if narrow.sum() < MIN_UPDATES:
+        return None
+    fitted = _fit_narrow(low[narrow], high[narrow])
+    if fitted is None:
+        return None
+    moments, (own, u_t, period) = np.empty(len(low)), fitted
+    moments[narrow] = own
+    moments[~narrow] = own[0] + np.floor((high[~narrow] + u_t - own[0]) / period) * period
+    return moments, u_t, period
+
+
+def _fit_narrow(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float, float] | None:
     """The period and phase that lie deepest inside all brackets (low, high].
 
     For a period T, the phases that all brackets admit are [max(low − mT), min(high − mT)], m the number of each update.
@@ -190,10 +214,6 @@ def _fit(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, float, float] |
     guess = float(np.mean(gaps[gaps < 1.6 * np.median(gaps)]))
     if np.median(high - low) > RESOLVED * guess:
         return None
-    # After a gap in the readings, what is seen first is the last update before it, at most one period old.
-    low = np.maximum(low, high - (1 + MAX_JITTER) * guess)
-    middle = (low + high) / 2
-    origin, gaps = float(middle[0]), np.diff(middle)
     number = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(gaps / guess)))])
     guess = float(np.polyfit(number, middle - origin, 1)[0])
     number = np.concatenate([[0], np.cumsum(np.maximum(1, np.round(gaps / guess)))])

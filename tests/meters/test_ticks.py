@@ -12,18 +12,25 @@ S = 1_000_000_000
 
 
 def polled(
-    info, *, period_s, phase_s, seconds, poll_s=0.0209, watts=250.0, jitter_s=0.001, wander_s=0.0, seed=0, **changed
-):
-    """A counter in mJ that moves at phase + k · period, read by a poller that is late by up to `jitter_s`."""
+    info, *, period_s, phase_s, seconds, poll_s=0.0209, watts=250.0, jitter_s=0.001, wander_s=0.0, seed=0,
+    silences=(), reset_s=math.inf, **changed,
+):  # fmt: skip
+    """A counter in mJ that moves at phase + k · period, read by a poller that is late by up to `jitter_s`.
+
+    In `silences`, from and to in s, nothing can be read; at `reset_s` the counter begins again at 0.
+    """
     draw, raw, t, shown, seen = random.Random(seed), [], 0.0, None, None
     wander = [draw.gauss(0, wander_s) for _ in range(math.ceil(seconds / period_s) + 2)]
     while t < seconds:
+        t = max([t, *(end for start, end in silences if start <= t < end)])
         late = t + draw.uniform(0, jitter_s)
         k = math.floor((late - phase_s) / period_s)
         k -= late < phase_s + k * period_s + wander[k]
-        value = round(watts * k * period_s, 3)
+        value = round(watts * k * period_s, 3) + 1e6
+        if late >= reset_s:
+            value = max(0.0, round(watts * (phase_s + k * period_s - reset_s), 3))
         if value != shown:
-            raw.append((round(late * S), 1e6 + value, seen))
+            raw.append((round(late * S), value, seen))
         shown, seen, t = value, round(late * S), t + poll_s
     return track(info(**changed), raw)
 
@@ -123,3 +130,31 @@ def test_a_gap_in_the_readings_keeps_the_count_of_the_updates(info):
         (b - a) / S * 250 == pytest.approx(v - u, abs=0.5)
         for a, b, u, v in zip(found.t, found.t[1:], found.joules, found.joules[1:], strict=False)
     )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_after_a_silence_the_update_seen_is_the_last_one(info, seed):
+    draw = random.Random(seed)
+    silences = [(start, start + draw.uniform(0.2, 3.0)) for start in (2.0, 9.1, 17.3, 25.0, 40.4)]
+    found = polled(info, period_s=0.1, phase_s=0.03, seconds=60, silences=silences, seed=seed)
+    assert found.period == pytest.approx(0.1 * S, rel=1e-4)
+    assert max(map(abs, off_ms(found, 0.1, 0.03))) < 0.5
+    powers = [(b - a) / (u - t) * S for (t, a), (u, b) in itertools.pairwise(zip(found.t, found.joules, strict=True))]
+    assert powers == pytest.approx([250.0] * len(powers), rel=1e-2)
+
+
+def test_a_busy_machine_s_late_polls_do_not_hide_the_period(info):
+    draw = random.Random(1)
+    late = [(start, start + draw.uniform(0.06, 0.15)) for start in (draw.uniform(0, 60) for _ in range(40))]
+    found = polled(info, period_s=0.1, phase_s=0.03, seconds=60, silences=sorted(late))
+    assert found.period == pytest.approx(0.1 * S, rel=1e-4)
+    assert max(map(abs, off_ms(found, 0.1, 0.03))) < 0.5
+
+
+def test_a_reset_between_updates_leaves_the_period_alone(info):
+    found = polled(info, period_s=0.1, phase_s=0.03, seconds=30, reset_s=12.37)
+    assert found.period == pytest.approx(0.1 * S, rel=1e-4)
+    errors = sorted(map(abs, off_ms(found, 0.1, 0.03)))
+    assert errors[-2] < 0.5  # all but the reset itself, which is no update
+    (flaw,) = found.flaws
+    assert flaw.start < 12.37 * S <= flaw.end + 0.0215 * S
