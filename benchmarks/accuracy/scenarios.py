@@ -9,7 +9,7 @@ import pynvml
 
 from nvml_driver import Curve, Device, Rule, World, bursts, constant, ramp, square
 
-FULL = {0.5: 20, 1.0: 20, 2.0: 10, 5.0: 6, 10.0: 4, 30.0: 2, 60.0: 1}
+FULL = {0.5: 50, 1.0: 50, 2.0: 20, 5.0: 8, 10.0: 4, 30.0: 2, 60.0: 1}
 """How many windows of about each length in s."""
 QUICK = {0.5: 10, 1.0: 8, 2.0: 5, 5.0: 2, 10.0: 1}
 
