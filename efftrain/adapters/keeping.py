@@ -85,9 +85,12 @@ class Keeping:
     def open(self) -> JournalRecorder | None:
         """Find the sensors, open the journal and begin; None where there is no journal."""
         for place in (self._claim, self._temporary):
+            self.folder = None
             with self.guarded("the measurement could not begin"):
                 self.folder = StudyFolder(place())
                 return self._first() if self._wish.rank.first else self._other()
+            if place == self._temporary and self.folder is not None:
+                shutil.rmtree(self.folder.root, ignore_errors=True)
         self.folder = None
         return None
 

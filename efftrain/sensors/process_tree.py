@@ -16,7 +16,8 @@ from typing import Final
 from efftrain.sensors.protocol import SensorError, SensorInfo
 
 NAME: Final = "process-tree"
-PERIOD_S: Final = 0.5
+PERIOD_S: Final = 0.19
+"""A reading takes 0.1 ms on a small machine and about 1 ms among a thousand processes; no round share of a step."""
 BOUNDARY: Final = (
     "busy threads of the process and of all its descendants; not the processor's idle power, not other processes, "
     "not memory"
