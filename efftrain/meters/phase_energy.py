@@ -19,7 +19,7 @@ from efftrain.meters.ticks import Track
 from efftrain.meters.timeline import Floats, Timeline, timeline
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Line
-from efftrain.record.quantities import COVERAGE_FACTOR, Quantity, estimate, missing, scaled, total
+from efftrain.record.quantities import COVERAGE_FACTOR, Quantity, estimate, missing, scaled, total, weakest
 
 MIN_SHARE: Final = 0.1
 """A phase of less than this share of the step is joined to its neighbour."""
@@ -32,6 +32,9 @@ MINOR: Final = 0.1
 
 VISIBLE_S: Final = 0.002
 """Inertia from which on it is worth a word."""
+
+SAID: Final = 2
+"""Counters whose habits are told in words."""
 
 ALTERNATIVE: Final = "--phase-energy blocks measures them apart"
 
@@ -123,7 +126,7 @@ def _read(line: Timeline, meter: Metered) -> _Reading:
     info, parts = meter.info, len(line.names)
     if info["kind"] == "elapsed":
         watts = np.full(parts, info["watts_per_unit"][0])
-        constant = Fit(watts, np.zeros((parts, parts)), rows=0, blocks=1000)
+        constant = Fit(watts, np.zeros((parts, parts)), np.zeros(parts, bool), rows=0, blocks=1000)
         return _Reading(info, meter.joules, constant, watts, constant.covariance)
     if meter.track is None:
         found: Fit | Refused = Refused("it shows a mean power whose window is not known")
@@ -200,7 +203,8 @@ def _answer(
     seconds: dict[str, float] = {}
     for group in groups:
         name = "+".join(line.names[i] for i in group)
-        parts = [_quantity(line, reading, group) for reading in readings]
+        parts = [_assumed(line, readings, group)] if _is_assumed(readings, group) else []
+        parts = parts or [_quantity(line, reading, group) for reading in readings]
         unread = [missing("J", source="a component could not be read")] if whole.lower_bound else []
         phases[name] = total([*parts, *unread], boundary=BOUNDARY)
         seconds[name] = float(line.seconds[group].sum())
@@ -209,6 +213,20 @@ def _answer(
     watts, covariance, factor = _sum(readings)
     joules, half = _joules(line, watts, covariance, factor, everything)
     return PhaseEnergy(phases, power, closure(joules, half, whole), _sentence(line, readings), seconds)
+
+
+def _is_assumed(readings: Sequence[_Reading], group: Sequence[int]) -> bool:
+    return any(isinstance(r.fit, Fit) and bool(r.fit.assumed[list(group)].all()) for r in readings)
+
+
+def _assumed(line: Timeline, readings: Sequence[_Reading], group: Sequence[int]) -> Quantity:
+    """J of a part that is too short for a fit, at the mean power: the counters err in the same direction."""
+    watts, _, _ = _sum(readings)
+    joules = _joules(line, watts, np.zeros((len(watts), len(watts))), 0.0, group)[0]
+    return estimate(
+        joules, "J", method=weakest([*(r.info["method"] for r in readings), "modelled"]), boundary=BOUNDARY,
+        source="the run's mean power × time", u_random=joules / math.sqrt(3),
+    )  # fmt: skip
 
 
 def _quantity(line: Timeline, reading: _Reading, group: Sequence[int]) -> Quantity:
@@ -248,6 +266,8 @@ def closure(joules: float, half: float, whole: Quantity) -> Quantity:
 
 def _sentence(line: Timeline, readings: Sequence[_Reading]) -> str:
     fitted = [_habits(r.name, r.fit) for r in readings if isinstance(r.fit, Fit) and r.fit.rows]
+    if len(fitted) > SAID:
+        fitted = [*fitted[:SAID], f"and {len(fitted) - SAID} more counters"]
     even = [f"{r.name} evenly over time ({r.fit.reason})" for r in readings if isinstance(r.fit, Refused)]
     return "; ".join([f"least squares on {len(line.steps)} steps: {', '.join(fitted)}", *even])
 

@@ -133,3 +133,13 @@ def test_the_jackknife_is_that_of_leaving_blocks_out() -> None:
     without = [np.linalg.lstsq(np.delete(x, part, 0), np.delete(y, part), rcond=None)[0] - full for part in parts]
     expected = (blocks - 1) / blocks * np.array(without).T @ np.array(without)
     assert covariance == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_too_short_for_a_fit_is_as_uncertain_on_two_counters_as_on_one(info: Info) -> None:
+    run = _Run((20.0, 8.0, 12.0, 4.0))
+    shortened = [{**step, "t_end": step["t_end"] - S // 1000} for step in run.steps]
+    meters = [run.meter(info(f"cpu{i}", "cpu_time")) for i in range(2)]
+    one, two = (phase_energy(meters[:n], shortened, [], run.windows, run.whole).phases["other"] for n in (1, 2))
+    assert two.value == pytest.approx(2 * one.value)
+    assert two.high == pytest.approx(2 * one.high)
+    assert "mean power" in two.source

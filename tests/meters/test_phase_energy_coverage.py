@@ -141,3 +141,11 @@ def test_a_short_run_is_refused(simulation: ModuleType, info: Any) -> None:
     answer = _measure(info(tick_s=0.1), simulation.simulate(_setup(simulation, 3, seconds=4.0)))
     assert not answer.power
     assert "at least 60 are needed" in answer.attribution
+
+
+def test_a_long_run_is_looked_at_in_stretches(simulation: ModuleType, info: Any) -> None:
+    training = simulation.simulate(_setup(simulation, 11, seconds=500.0, step_s=0.53, window_s=0.1))
+    answer = _measure(info(u_relative=0.0, tick_s=0.1), training)
+    assert "(1699 updates" in answer.attribution  # every third stretch of 100, of 4999
+    for name, quantity in answer.phases.items():
+        assert quantity.low <= sum(training.joules[part] for part in name.split("+")) <= quantity.high
