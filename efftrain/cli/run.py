@@ -15,7 +15,7 @@ from efftrain.cli import options
 if TYPE_CHECKING:
     from efftrain.adapters.command import Ended
 
-Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after --.", metavar="COMMAND ...")]
+Command = Annotated[list[str], typer.Argument(help="The command and its arguments, after --.", metavar="COMMAND")]
 Out = Annotated[Path | None, typer.Option(help="Folder for record and report; efftrain-runs/NAME-TIME if not given.")]
 Name = Annotated[str | None, typer.Option(help="Of the measurement; the script's or the program's if not given.")]
 Json = Annotated[bool, typer.Option("--json", help="The record as one line on standard output, all else on stderr.")]
