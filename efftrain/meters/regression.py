@@ -119,13 +119,13 @@ def fit(line: Timeline, track: Track, *, exact: bool) -> Fit | Refused:
     problem = _problem(line, track, exact=exact)
     if problem.rows < MIN_ROWS:
         return Refused(f"{problem.rows} updates of the counter lie in the run, and at least {MIN_ROWS} are needed")
-    if exact:
-        return _solution(problem, np.array([0.0, 1.0, 0.0]), [], [])
-    if track.period is None:
+    if not exact and track.period is None:
         return Refused("the counter shows no steady period of its own, so that its updates cannot be timed")
-    stuck = _too_short(line, track.period) or _unspread(line, track)
+    stuck = ("" if exact else _too_short(line, problem.period)) or _unspread(line, track, problem.period)
     if stuck:
         return Refused(stuck)
+    if exact:
+        return _solution(problem, np.array([0.0, 1.0, 0.0]), [], [])
     best, others = _habits(problem)
     return _solution(problem, best, [0, 1, 2], others)
 
@@ -140,7 +140,7 @@ def _too_short(line: Timeline, period: float) -> str:
     return f"a step takes {1e3 * line.mean_step_s:.3g} ms, less than the {period / 1e6:.3g} ms between two updates"
 
 
-def _unspread(line: Timeline, track: Track) -> str:
+def _unspread(line: Timeline, track: Track, period: float) -> str:
     """Why the updates do not tell the phases of a step apart, or nothing.
 
     Where a step takes a simple multiple of the update period, updates meet the same few moments of it again and again.
@@ -155,9 +155,8 @@ def _unspread(line: Timeline, track: Track) -> str:
     reached = int((met.sum(axis=0) >= _MEETINGS).sum())
     if reached == POSITIONS:
         return ""
-    mean, period = line.mean_step_s, (track.period or 0.0) / 1e9
     return (
-        f"the counter is updated every {1e3 * period:.3g} ms and a step takes {1e3 * mean:.3g} ms, so that its updates "
+        f"the counter moves every {period / 1e6:.3g} ms and a step takes {1e3 * line.mean_step_s:.3g} ms, so that it "
         f"met only {reached} of {POSITIONS} parts of the step often enough"
     )
 

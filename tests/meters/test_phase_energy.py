@@ -143,3 +143,20 @@ def test_what_is_too_short_for_a_fit_is_as_uncertain_on_two_counters_as_on_one(i
     assert two.value == pytest.approx(2 * one.value)
     assert two.high == pytest.approx(2 * one.high)
     assert "mean power" in two.source
+
+
+def test_readings_in_step_with_the_steps_are_refused(info: Info) -> None:
+    run = _Run((20.0, 8.0, 12.0, 4.0))
+    bounds = np.arange(401) * 3 * S // 10
+    marks = (("data", 0), ("forward", 3_000_000), ("backward", 93_000_000), ("optimizer", 240_000_000))
+    run.steps = [
+        {"t": int(t), "t_end": int(t + 3 * S // 10), "step": i + 1, "phases": [[n, int(t + d)] for n, d in marks]}
+        for i, t in enumerate(bounds[:-1])
+    ]
+    t = np.arange(0, bounds[-1], S // 10)
+    run.track = Track(t.tolist(), (t / S * 10.0).tolist(), common=False)
+    answer = phase_energy(
+        [run.meter(info("cpu", "cpu_time"))], run.steps, [], [(0, int(bounds[-1]))], exact(1200.0, "J", source="known")
+    )
+    assert not answer.power
+    assert "moves every 100 ms and a step takes 300 ms, so that it met only 3 of 16 parts" in answer.attribution
