@@ -4,7 +4,7 @@ import ctypes
 from ctypes import c_char, c_double, c_int64
 
 MAGIC = b"NVMLSIM1"
-MAX_DEVICES, MAX_SEGMENTS, MAX_RESETS, MAX_PARTS, MAX_PROCESSES, MAX_RULES, TEXT = 16, 64, 64, 8, 8, 128, 96
+MAX_DEVICES, MAX_SEGMENTS, MAX_RESETS, MAX_PARTS, MAX_PROCESSES, MAX_RULES, TEXT = 16, 64, 256, 8, 8, 256, 96
 
 
 class SegmentLayout(ctypes.Structure):

@@ -8,10 +8,10 @@
 
 #define MAX_DEVICES 16
 #define MAX_SEGMENTS 64
-#define MAX_RESETS 64
+#define MAX_RESETS 256
 #define MAX_PARTS 8
 #define MAX_PROCESSES 8
-#define MAX_RULES 128
+#define MAX_RULES 256
 #define TEXT 96
 
 typedef struct { double duration_s, from_w, to_w; } Segment;
