@@ -8,7 +8,7 @@ from typing import Any
 
 from accuracy.run import FACTS, OURS, PEERS, place
 from accuracy.scenarios import Scenario
-from efftrain.meters.ledger import Ledger
+from efftrain.meters.energy.ledger import Ledger
 from efftrain.record.journal import read_journal
 from efftrain.record.quantities import Quantity
 

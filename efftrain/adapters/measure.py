@@ -39,7 +39,7 @@ from efftrain.adapters.keeping import Keeping, Wish
 from efftrain.adapters.ranks import this_rank
 from efftrain.adapters.records import Made
 from efftrain.adapters.words import paragraph
-from efftrain.meters.carbon import resolve
+from efftrain.meters.carbon.footprint import resolve
 from efftrain.record.recorder import JournalRecorder, Status
 from efftrain.record.schema import Run
 

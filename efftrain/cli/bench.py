@@ -38,7 +38,7 @@ def bench(
     """Train variants on the same tokens, each run in a fresh process, and compare what they cost."""
     from efftrain.cli.study import run_new, run_on
     from efftrain.hardware.probe import available_device
-    from efftrain.meters.carbon import resolve
+    from efftrain.meters.carbon.footprint import resolve
     from efftrain.study.plan import Request
 
     out = out or Path("reports") / preset

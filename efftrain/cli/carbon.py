@@ -11,7 +11,7 @@ import typer
 from efftrain.cli import options
 
 if TYPE_CHECKING:
-    from efftrain.meters.intensity_profile import Choice, Start
+    from efftrain.meters.carbon.intensity_profile import Choice, Start
 
 app = typer.Typer(
     help="What the grid says about when to train.",
@@ -35,8 +35,8 @@ def window(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Name the greenest start in a file of hourly intensities for a job of a given length."""
-    from efftrain.meters.grids import CarbonError
-    from efftrain.meters.intensity_profile import greenest, read_profile
+    from efftrain.meters.carbon.grids import CarbonError
+    from efftrain.meters.carbon.intensity_profile import greenest, read_profile
 
     with options.usage_errors():
         for option, value in (("--hours", hours), ("--power-w", power_w)):

@@ -68,7 +68,7 @@ def fail(message: object) -> typer.Exit:
 def usage_errors() -> Iterator[None]:
     """Turn the faults that a user can mend into one line and exit status 2."""
     from efftrain.hardware.probe import DeviceError
-    from efftrain.meters.grids import CarbonError
+    from efftrain.meters.carbon.grids import CarbonError
     from efftrain.record.schema import RecordError
     from efftrain.study.plan import PlanError
     from efftrain.training.config import ConfigError

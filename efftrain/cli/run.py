@@ -42,7 +42,7 @@ def run(
 ) -> None:
     """Run any command and report what it cost; the exit status is the command's."""
     from efftrain.adapters.command import NOT_EXECUTABLE, NOT_FOUND, CommandError, run_command
-    from efftrain.meters.carbon import resolve
+    from efftrain.meters.carbon.footprint import resolve
 
     with options.usage_errors():
         carbon = resolve(

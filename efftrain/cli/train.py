@@ -39,7 +39,7 @@ def train(
     """Train once and report what it cost."""
     from efftrain.cli.study import run_new, run_on
     from efftrain.hardware.probe import available_device
-    from efftrain.meters.carbon import resolve
+    from efftrain.meters.carbon.footprint import resolve
     from efftrain.study.plan import Request
 
     out = out or Path("reports/train")

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 
-from efftrain.meters.attribution import attribute
-from efftrain.meters.carbon import run_carbon
-from efftrain.meters.consistency import consistency
-from efftrain.meters.energy_model import modelled
-from efftrain.meters.ledger import Ledger
+from efftrain.meters.carbon.footprint import run_carbon
+from efftrain.meters.energy.consistency import consistency
+from efftrain.meters.energy.ledger import Ledger
 from efftrain.meters.memory import memory_section
+from efftrain.meters.parts.attribution import attribute
+from efftrain.meters.parts.energy_model import modelled
 from efftrain.meters.phases import time_section
 from efftrain.meters.utilization import cost_stages, flops_section, work_done
 from efftrain.meters.windows import BOUNDARY, Window, billed_windows, clip, seconds

@@ -7,8 +7,8 @@ the record, so that the line and the report agree; rates are of the last two sec
 from collections import deque
 from dataclasses import dataclass
 
-from efftrain.meters.carbon import run_carbon
-from efftrain.meters.ledger import Ledger
+from efftrain.meters.carbon.footprint import run_carbon
+from efftrain.meters.energy.ledger import Ledger
 from efftrain.meters.phases import duration_s
 from efftrain.meters.utilization import cost_stages, peak_rate, utilization, work_done
 from efftrain.meters.windows import billed

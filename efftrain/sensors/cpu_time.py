@@ -12,8 +12,8 @@ from efftrain.sensors.protocol import SensorInfo, Watts
 
 NAME = "cpu-time"
 PERIOD_S = 0.037
-"""Finer than steps of 50 ms, and no round share of any: phases of such steps are then told apart to 2 % where 0.2 s gave
-12 %, for about 0.5 % of a core."""
+"""Finer than steps of 50 ms, and no round share of any: phases of such steps are then told apart to 2 % where 0.2 s
+gave 12 %, for about 0.5 % of a core."""
 BOUNDARY = (
     "busy threads of this process and of its finished child processes (compilers, say); not the processor's idle "
     "power, not other processes, not memory"

@@ -67,8 +67,8 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
     Args:
         plan: the runs, in order.
         folder: where everything is written.
-        settings: `carbon` as resolved by efftrain.meters.carbon and `node_overhead_w`, W or None; kept in the study's
-            record.
+        settings: `carbon` as resolved by efftrain.meters.carbon.footprint, `node_overhead_w`, W or None, and
+            `phase_energy`; kept in the study's record.
         observer: told of the progress.
     """
     statuses = {run.run_id: "complete" for run in plan.runs if _status(folder, run) == "complete"}

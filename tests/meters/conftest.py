@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from efftrain.meters.carbon import resolve
+from efftrain.meters.carbon.footprint import resolve
 from efftrain.record.journal import SCHEMA, Journal, JournalWriter, read_journal
 
 S = 1_000_000_000

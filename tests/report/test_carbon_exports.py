@@ -11,7 +11,7 @@ from codecarbon.output_methods.emissions_data import EmissionsData
 from huggingface_hub import ModelCard
 from prometheus_client.parser import text_string_to_metric_families
 
-from efftrain.meters.carbon import carbon_section, resolve
+from efftrain.meters.carbon.footprint import carbon_section, resolve
 from efftrain.record.schema import Run, Study
 from efftrain.report.carbon_exports import main_run, write_codecarbon_csv, write_model_card
 from efftrain.report.prometheus import write_prometheus

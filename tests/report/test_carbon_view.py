@@ -2,8 +2,8 @@
 
 import pytest
 
-from efftrain.meters.carbon import carbon_section, resolve
-from efftrain.meters.embodied import embodied
+from efftrain.meters.carbon.embodied import embodied
+from efftrain.meters.carbon.footprint import carbon_section, resolve
 from efftrain.record.schema import Run, Study
 from efftrain.report.carbon_view import carbon_legend, carbon_rows
 from efftrain.report.html import html

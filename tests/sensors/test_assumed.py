@@ -7,7 +7,7 @@ import pytest
 
 from efftrain.hardware import probe
 from efftrain.hardware.catalogue import memory_watts, node_watts
-from efftrain.meters.energy import Series
+from efftrain.meters.energy.series import Series
 from efftrain.sensors.assumed import AssumedPower
 from efftrain.sensors.discover import discover
 

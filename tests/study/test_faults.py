@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from efftrain.meters.carbon import resolve
+from efftrain.meters.carbon.footprint import resolve
 from efftrain.study.collect import collect
 from efftrain.study.execute import execute
 from efftrain.study.folder import StudyFolder, claim

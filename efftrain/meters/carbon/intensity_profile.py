@@ -15,7 +15,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efftrain.meters.grids import CarbonError
+from efftrain.meters.carbon.grids import CarbonError
 from efftrain.meters.windows import Window, seconds
 from efftrain.record.quantities import Quantity
 

@@ -6,8 +6,8 @@ A component that cannot be read stands in the ledger as missing and makes the su
 import math
 from collections.abc import Mapping, Sequence
 
-from efftrain.meters.energy import Series
-from efftrain.meters.power import PowerReadings
+from efftrain.meters.energy.power import PowerReadings
+from efftrain.meters.energy.series import Series
 from efftrain.meters.windows import BOUNDARY, Window, seconds
 from efftrain.record.journal import Line
 from efftrain.record.quantities import Quantity, estimate, missing, scaled, total

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efftrain.meters.phase_energy import Metered, phase_energy
-from efftrain.meters.regression import jackknife
-from efftrain.meters.ticks import Track
-from efftrain.meters.timeline import timeline
+from efftrain.meters.energy.ticks import Track
+from efftrain.meters.parts.phase_energy import Metered, phase_energy
+from efftrain.meters.parts.regression import jackknife
+from efftrain.meters.parts.timeline import timeline
 from efftrain.record.quantities import exact
 
 S = 1_000_000_000

@@ -2,8 +2,8 @@
 
 import pytest
 
-from efftrain.meters.consistency import consistency
-from efftrain.meters.ledger import Ledger
+from efftrain.meters.energy.consistency import consistency
+from efftrain.meters.energy.ledger import Ledger
 
 S = 1_000_000_000
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from efftrain.meters.energy_model import modelled
-from efftrain.meters.phase_energy import PhaseEnergy, refused
+from efftrain.meters.parts.energy_model import modelled
+from efftrain.meters.parts.phase_energy import PhaseEnergy, refused
 from efftrain.record.quantities import Quantity, estimate, exact, missing
 
 FLOP_J, BYTE_J, BASE_W = 2e-12, 6e-11, 60.0

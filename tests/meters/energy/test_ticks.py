@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from efftrain.meters.ticks import Track, track
+from efftrain.meters.energy.ticks import Track, track
 
 S = 1_000_000_000
 

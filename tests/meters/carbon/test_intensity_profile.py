@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efftrain.meters.assemble import assemble
-from efftrain.meters.carbon import CarbonError, resolve
-from efftrain.meters.intensity_profile import Profile, Stretch, greenest, read_profile
+from efftrain.meters.carbon.footprint import CarbonError, resolve
+from efftrain.meters.carbon.intensity_profile import Profile, Stretch, greenest, read_profile
 from efftrain.meters.live import LiveMeter
 
 S = 1_000_000_000

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efftrain.meters.embodied import HOURS_PER_YEAR, accelerator, embodied, server, time_share
+from efftrain.meters.carbon.embodied import HOURS_PER_YEAR, accelerator, embodied, server, time_share
 
 SETTINGS = {"lifetime_years": 4.0, "utilization": 0.85}
 GPU = {"device": "cuda", "devices": [{"name": "NVIDIA H100 80GB HBM3"}], "cpu": {"cores": 64, "threads": 128}}

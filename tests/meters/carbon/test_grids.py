@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from efftrain.meters.grids import (
+from efftrain.meters.carbon.grids import (
     CarbonError,
     country_intensity,
     known_countries,
@@ -79,6 +79,6 @@ def test_unknown_region():
 
 
 def test_the_tables_are_read_without_the_package():
-    code = "import sys; from efftrain.meters import grids; grids.world(); print('codecarbon' in sys.modules)"
+    code = "import sys; from efftrain.meters.carbon import grids; grids.world(); print('codecarbon' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

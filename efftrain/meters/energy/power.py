@@ -9,7 +9,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
 
-from efftrain.meters.ticks import MAX_GAP_NS, Flaw
+from efftrain.meters.energy.ticks import MAX_GAP_NS, Flaw
 from efftrain.record.journal import Line
 
 

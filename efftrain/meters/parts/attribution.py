@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from efftrain.meters.block_energy import block_energy
-from efftrain.meters.ledger import Ledger
-from efftrain.meters.phase_energy import ALTERNATIVE, Metered, PhaseEnergy, phase_energy
-from efftrain.meters.timeline import timeline
+from efftrain.meters.energy.ledger import Ledger
+from efftrain.meters.parts.block_energy import block_energy
+from efftrain.meters.parts.phase_energy import ALTERNATIVE, Metered, PhaseEnergy, phase_energy
+from efftrain.meters.parts.timeline import timeline
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Journal
 from efftrain.record.quantities import Quantity

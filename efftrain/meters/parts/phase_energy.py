@@ -1,9 +1,9 @@
 """Joules and watts by phase of the training steps, by span, and for what lies between them.
 
-One regression a counter (`efftrain.meters.regression`) gives the watts of every part; this file decides which parts can
-be told apart, adds the counters up, and says in one sentence how the figures were found, or why there are none. A phase
-that is too short or too uncertain is joined to its neighbour; its joules and its interval then come from the sum, in
-which errors that neighbours share cancel.
+One regression a counter (see `regression`) gives the watts of every part; this file decides which parts can be told
+apart, adds the counters up, and says in one sentence how the figures were found, or why there are none. A phase that is
+too short or too uncertain is joined to its neighbour; its joules and its interval then come from the sum, in which
+errors that neighbours share cancel.
 """
 
 import math
@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 from scipy.stats import t as student
 
-from efftrain.meters.regression import Fit, Refused, fit
-from efftrain.meters.ticks import Track
-from efftrain.meters.timeline import Floats, Timeline, timeline
+from efftrain.meters.energy.ticks import Track
+from efftrain.meters.parts.regression import Fit, Refused, fit
+from efftrain.meters.parts.timeline import Floats, Timeline, timeline
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Line
 from efftrain.record.quantities import COVERAGE_FACTOR, Quantity, estimate, missing, scaled, total, weakest

@@ -9,8 +9,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, Final
 
-from efftrain.meters.energy import Series
-from efftrain.meters.ledger import Ledger
+from efftrain.meters.energy.ledger import Ledger
+from efftrain.meters.energy.series import Series
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Line
 from efftrain.record.schema import Check

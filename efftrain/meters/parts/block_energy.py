@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 from scipy.stats import t as student
 
-from efftrain.meters.phase_energy import BOUNDARY, PhaseEnergy, closure, joined, refused
-from efftrain.meters.timeline import Floats, Timeline
+from efftrain.meters.parts.phase_energy import BOUNDARY, PhaseEnergy, closure, joined, refused
+from efftrain.meters.parts.timeline import Floats, Timeline
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Line
 from efftrain.record.quantities import COVERAGE_FACTOR, Quantity, estimate, missing, scaled, weakest

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from efftrain.meters.power import PowerReadings
-from efftrain.meters.ticks import Flaw, Track
+from efftrain.meters.energy.power import PowerReadings
+from efftrain.meters.energy.ticks import Flaw, Track
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Line
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from efftrain.meters.ledger import Ledger
+from efftrain.meters.energy.ledger import Ledger
 
 S = 1_000_000_000
 TEN_S = [(0, 10 * S)]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efftrain.meters.phase_energy import Metered, PhaseEnergy, phase_energy
-from efftrain.meters.ticks import track
+from efftrain.meters.energy.ticks import track
+from efftrain.meters.parts.phase_energy import Metered, PhaseEnergy, phase_energy
 from efftrain.record.quantities import exact
 
 BAND = 0.91

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from efftrain.meters.embodied import DEFAULT_LIFETIME_YEARS, DEFAULT_UTILIZATION, embodied
-from efftrain.meters.equivalents import equivalents
-from efftrain.meters.grids import CarbonError, country_intensity, known_countries, region_intensity, world
-from efftrain.meters.intensity_profile import covering, intensity_over, read_profile
+from efftrain.meters.carbon.embodied import DEFAULT_LIFETIME_YEARS, DEFAULT_UTILIZATION, embodied
+from efftrain.meters.carbon.equivalents import equivalents
+from efftrain.meters.carbon.grids import CarbonError, country_intensity, known_countries, region_intensity, world
+from efftrain.meters.carbon.intensity_profile import covering, intensity_over, read_profile
 from efftrain.meters.windows import Window, seconds
 from efftrain.record.quantities import Quantity, exact, missing, product, scaled, total
 from efftrain.record.schema import Carbon, RegionCarbon

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from efftrain.meters.ticks import Track
-from efftrain.meters.timeline import Floats, Timeline
+from efftrain.meters.energy.ticks import Track
+from efftrain.meters.parts.timeline import Floats, Timeline
 
 MIN_ROWS: Final = 60
 """Fewer increments than this leave too few blocks to say how sure the watts are."""

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from efftrain.meters.assemble import assemble
-from efftrain.meters.carbon import CarbonError, carbon_section, facility_energy, resolve
-from efftrain.meters.embodied import embodied
+from efftrain.meters.carbon.embodied import embodied
+from efftrain.meters.carbon.footprint import CarbonError, carbon_section, facility_energy, resolve
 from efftrain.record.quantities import estimate, exact, missing
 
 PUBLISHED = list(csv.DictReader((Path(__file__).parent / "data" / "published_runs.csv").read_text().splitlines()))

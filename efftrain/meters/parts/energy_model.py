@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 from scipy.optimize import nnls
 
-from efftrain.meters.phase_energy import PhaseEnergy
-from efftrain.meters.timeline import Floats
+from efftrain.meters.parts.phase_energy import PhaseEnergy
+from efftrain.meters.parts.timeline import Floats
 from efftrain.meters.utilization import cost_stages, stage_of
 from efftrain.record.journal import Line
 from efftrain.record.quantities import Quantity, estimate, missing, total, weakest

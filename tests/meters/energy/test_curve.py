@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from efftrain.meters.energy import Series
-from efftrain.meters.power import PowerReadings
+from efftrain.meters.energy.power import PowerReadings
+from efftrain.meters.energy.series import Series
 from efftrain.sensors.simulated import constant, piecewise
 
 S = 1_000_000_000

@@ -9,9 +9,9 @@ fell, what a gap hid, what lay beyond the last reading.
 import math
 from collections.abc import Sequence
 
-from efftrain.meters.curve import Curve, Part, counter_curve, power_curve
-from efftrain.meters.power import PowerReadings
-from efftrain.meters.ticks import Counter, Track
+from efftrain.meters.energy.curve import Curve, Part, counter_curve, power_curve
+from efftrain.meters.energy.power import PowerReadings
+from efftrain.meters.energy.ticks import Counter, Track
 from efftrain.meters.windows import Window
 from efftrain.record.journal import Line
 from efftrain.record.quantities import COVERAGE_FACTOR, Quantity, estimate, missing

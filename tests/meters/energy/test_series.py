@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efftrain.meters.energy import Series
+from efftrain.meters.energy.series import Series
 
 S = 1_000_000_000
 

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efftrain.meters.block_energy import PARTS, block_energy
-from efftrain.meters.timeline import Timeline, timeline
+from efftrain.meters.parts.block_energy import PARTS, block_energy
+from efftrain.meters.parts.timeline import Timeline, timeline
 from efftrain.record.quantities import Quantity, estimate, exact, missing
 
 S = 1_000_000_000

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efftrain.meters.energy import Series
-from efftrain.meters.ledger import Ledger
-from efftrain.meters.power import PowerReadings
+from efftrain.meters.energy.ledger import Ledger
+from efftrain.meters.energy.power import PowerReadings
+from efftrain.meters.energy.series import Series
 from efftrain.record.quantities import estimate, scaled
 from efftrain.sensors.rapl import find_rapl
 
