@@ -1,6 +1,6 @@
 """Known watts of phases lie within their intervals as often as the intervals say, and designs that cannot tell refuse.
 
-The median widths are printed: `pytest -s -m slow tests/meters/test_phase_energy_coverage.py`.
+The median widths are printed: `pytest -s -m slow tests/meters/parts/test_phase_energy_coverage.py`.
 """
 
 import importlib.util
