@@ -1,6 +1,6 @@
 """What a report says about carbon: how the figure came about, what stands beside it, and the same run elsewhere.
 
-One run is shown, the baseline's first that ended as planned; the comparison has the means.
+One run is shown, the baseline's first that ended as planned, or the only one; the comparison has the means.
 """
 
 from dataclasses import dataclass

@@ -77,7 +77,7 @@ class Overview:
 def overview(study: Study, runs: Sequence[Run]) -> Overview:
     """What there is to say about `study` and its `runs`."""
     variants = [_variant(s, runs) for s in study.variants if not s.skipped]
-    shown = main_run(study, runs)
+    shown = main_run(study, runs) or next(iter(_shown(runs)), None)
     return Overview(
         study=study,
         subtitle=_subtitle(variants, runs),
@@ -93,6 +93,11 @@ def overview(study: Study, runs: Sequence[Run]) -> Overview:
         carbon=carbon_rows(shown),
         regions=region_rows(shown),
     )
+
+
+def _shown(runs: Sequence[Run]) -> list[Run]:
+    """The runs whose figures are shown: those that ended as planned, and a single one whatever its end."""
+    return [run for run in runs if run.status in COUNTED] or list(runs if len(runs) == 1 else ())
 
 
 def devices_of(run: Run) -> str:
@@ -182,7 +187,7 @@ def _judged(metric: str, ratio: Ratio) -> str:
 
 
 def _legend(study: Study, variants: Sequence[VariantView], runs: Sequence[Run]) -> list[str]:
-    done = [r for r in runs if r.status in COUNTED]
+    done = _shown(runs)
     if not done:
         return []
     lines = [

@@ -68,13 +68,14 @@ class PhaseView:
 
 
 def phase_views(variants: Sequence[VariantView]) -> list[PhaseView]:
-    """One view for each variant that has a finished run whose record says something about its phases."""
-    views = (_view(variant) for variant in variants)
+    """One view for each variant that has a finished run, or the only one, whose record says something of its phases."""
+    alone = sum(len(variant.runs) for variant in variants) == 1
+    views = (_view(variant, alone=alone) for variant in variants)
     return [view for view in views if view is not None]
 
 
-def _view(variant: VariantView) -> PhaseView | None:
-    runs = [run for run in variant.runs if run.status in COUNTED and run.steps and run.energy.attribution]
+def _view(variant: VariantView, *, alone: bool) -> PhaseView | None:
+    runs = [r for r in variant.runs if (alone or r.status in COUNTED) and r.steps and r.energy.attribution]
     if not runs:
         return None
     known = [run for run in runs if run.energy.phase_power]

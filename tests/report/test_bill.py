@@ -64,3 +64,21 @@ def test_no_page_speaks_of_comparing(failed: Run):
         assert "no meter at the plug" in text
         for silly in SILLY:
             assert silly not in text
+
+
+@pytest.mark.parametrize("status", ["killed", "interrupted", "failed"])
+def test_one_run_shows_phases_and_carbon_whatever_its_end(failed: Run, status: str):
+    known = failed.energy.model_copy(update={"attribution": "phases were not told apart: too short"})
+    run, out = failed.model_copy(update={"status": status, "steps": 7, "energy": known}), StringIO()
+    render(study_of(run), [run], Console(file=out, width=140))
+    for text in (out.getvalue(), markdown(study_of(run), [run]), html(study_of(run), [run])):
+        assert "phases were not told apart" in text
+        assert "95 % interval" in text
+    assert "location-based" in markdown(study_of(run), [run])
+
+
+def test_an_unfinished_run_among_others_shows_neither(failed: Run):
+    known = failed.energy.model_copy(update={"attribution": "phases were not told apart: too short"})
+    run = failed.model_copy(update={"steps": 7, "energy": known})
+    runs = [run, run.model_copy(update={"run_id": "train-s1", "seed": 1})]
+    assert "phases were not told apart" not in markdown(study_of(*runs), runs)
