@@ -29,10 +29,16 @@ def attribute(journal: Journal, ledger: Ledger, windows: Sequence[Window], whole
         for series in ledger.series.values()
     ]
     answer = phase_energy(meters, steps, spans, windows, whole)
-    if answer.power or not blocks:
-        return answer
+    if answer.power and blocks:
+        return replace(answer, attribution=f"{answer.attribution}; the blocks were not needed")
+    if not blocks:
+        return answer if journal.header.get("corpus") else replace(answer, attribution=_alone(answer))
     instead = block_energy(blocks, timeline(steps, spans, windows), spans, ledger.total, whole)
     if instead.power:
         return instead
-    reasons = f"{answer.attribution.removesuffix(f'; {ALTERNATIVE}')}; blocks: {instead.attribution}"
-    return replace(answer, attribution=reasons)
+    return replace(answer, attribution=f"{_alone(answer)}; blocks: {instead.attribution}")
+
+
+def _alone(answer: PhaseEnergy) -> str:
+    """The sentence without the hint at blocks, which only a training of our own can repeat."""
+    return answer.attribution.removesuffix(f"; {ALTERNATIVE}")

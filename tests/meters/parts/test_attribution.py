@@ -88,11 +88,24 @@ def test_blocks_answer_where_steps_are_too_short(record: Callable[..., Any]) -> 
     assert energy.closure.value == pytest.approx(1.0, abs=0.02)
 
 
+def test_blocks_that_were_not_needed_are_named(record: Callable[..., Any]) -> None:
+    attribution = record(_Run(0.37, 0.03, blocks=True)).attribution
+    assert attribution.startswith("least squares on")
+    assert "; the blocks were not needed" in attribution
+
+
 def test_without_blocks_they_are_offered(record: Callable[..., Any]) -> None:
     energy = record(_Run(0.02, 0.03, blocks=False))
     assert not any(q.present for q in energy.phases.values())
     assert "--phase-energy blocks" in energy.attribution
     assert "no model of modules and ops" in energy.attribution
+
+
+def test_a_training_that_is_only_watched_is_offered_no_blocks(journal: Any, info: Any) -> None:
+    run = _Run(0.02, 0.03, blocks=False)
+    energy = assemble(journal(run.lines, sensors=[info(tick_s=None)], absent=[], corpus={})).energy
+    assert "phases were not told apart" in energy.attribution
+    assert "--phase-energy" not in energy.attribution
 
 
 def test_blocks_that_were_cut_off_are_named(record: Callable[..., Any]) -> None:
