@@ -89,7 +89,7 @@ def _phase_lock(counters: Sequence[Series], steps: Sequence[Line]) -> Check:
         return Check(
             name=name, status="warning",
             detail=f"{'; '.join(beats)}, over and over: a sensor that looks only a part of the time would be wrong in "
-            "the same way however long it runs; jittered blocks (--phase-energy blocks) or another batch size tell",
+            "the same way however long it runs; a run with another batch size tells",
         )  # fmt: skip
     return Check(name=name, status="passed", detail="ticks fall anywhere in a step")
 

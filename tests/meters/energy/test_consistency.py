@@ -49,7 +49,7 @@ def test_power_beside_a_counter_is_not_billed(info, header):
 def test_a_step_that_beats_with_the_tick_is_named(info, header, step_s, status):
     check = checks(info, header, step_s=step_s)["phase_lock"]
     assert check.status == status
-    assert ("--phase-energy blocks" in check.detail) == (status == "warning")
+    assert ("another batch size" in check.detail) == (status == "warning")
 
 
 @pytest.mark.parametrize(
