@@ -17,7 +17,7 @@ def _info(name: str = "gpu0", kind: str = "energy", **changed: Any) -> Line:
     component = "cpu" if kind == "cpu_time" else "gpu"
     return {
         "name": name, "component": component, "device": "d", "kind": kind,
-        "unit": {"energy": "J", "power": "W", "cpu_time": "s"}[kind], "wrap_at": None,
+        "unit": {"energy": "J", "power": "W"}.get(kind, "s"), "wrap_at": None,
         "watts_per_unit": [4.0, 2.0, 10.0] if kind == "cpu_time" else None,
         "u_relative": 0.0 if kind == "cpu_time" else 0.0255, "period_s": 0.05,
         "method": "assumed" if kind == "cpu_time" else "measured", "source": f"{name} reading", "boundary": "board",

@@ -83,6 +83,9 @@ class Ledger:
         return self._against_idle(windows, above=True)
 
     def _against_idle(self, windows: Sequence[Window], *, above: bool) -> Quantity:
+        compared = [s for s in self.series.values() if s.info["kind"] != "elapsed"]
+        if above and not any(series.info["name"] in self._header["idle"] for series in compared):
+            return missing("J", source="no idle power was read", boundary="energy above idle")
         parts = [self._one_against_idle(series, windows, above=above) for series in self.series.values()]
         parts += [missing("J", source=absent["why"]) for absent in self._header["absent"]]
         boundary = "energy above idle" if above else "idle power × billed time"

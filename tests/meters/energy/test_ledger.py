@@ -72,6 +72,12 @@ def test_a_sensor_without_idle_makes_it_partial(header, info):
     assert (above.value, above.lower_bound) == (pytest.approx(700), True)
 
 
+def test_what_is_always_drawn_alone_tells_nothing_above_idle(header, info):
+    memory = info("memory", "elapsed", watts_per_unit=[4.0, 2.0, 9.0])
+    head = header(sensors=[info("cpu", "cpu_time"), memory], absent=[], idle={})
+    assert ledger(head, cpu=2, memory=1).above_idle(TEN_S).value is None
+
+
 def test_no_idle_reading_is_missing(header, info):
     filled = ledger(header(sensors=[info()], absent=[], idle={}), gpu0=100)
     assert (filled.idle(TEN_S).value, filled.above_idle(TEN_S).value) == (None, None)
