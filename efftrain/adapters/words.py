@@ -29,8 +29,8 @@ def lines(run: Run | None, folder: Path | None, problems: list[str]) -> list[str
         f"{run.run_id}: {_ended(run)}{_work(run)} in {_duration(run.time.total.value)}.",
         f"Energy {_energy(run.energy.total)}.",
         *([f"Of which {components}."] if components else []),
-        f"CO₂e {figure(run.carbon.total)} at {figure(run.carbon.intensity, interval=False)} ({run.carbon.location}, "
-        f"{run.carbon.intensity.method}), PUE {figure(run.carbon.pue, interval=False)}.",
+        f"CO₂e {figure(run.carbon.total)}{_embodied(run)} at {figure(run.carbon.intensity, interval=False)} "
+        f"({run.carbon.location}, {run.carbon.intensity.method}), PUE {figure(run.carbon.pue, interval=False)}.",
         *(f"Problem: {text}." for text in problems),
     ]
     if folder is not None:
@@ -44,6 +44,12 @@ def _energy(total: Quantity) -> str:
     wh = figure(scaled(total, 1 / JOULES_PER_WH, "Wh"), interval=False)
     bound = ", a lower bound" if total.lower_bound else ""
     return f"{figure(total)}, that is {wh}: {total.method}{bound}"
+
+
+def _embodied(run: Run) -> str:
+    """What of the grams does not come from the joules."""
+    made = run.carbon.embodied
+    return f", of which {figure(made, interval=False)} for making the hardware, the rest" if made.value else ""
 
 
 def _component(quantity: Quantity) -> str:
