@@ -69,7 +69,7 @@ def run_command(
     Args:
         command: program and arguments, as a shell would hand them over.
         name: of the measurement.
-        carbon: as `efftrain.meters.carbon.resolve` makes it.
+        carbon: as `efftrain.meters.carbon.footprint.resolve` makes it.
         folder: where everything goes; a new one under efftrain-runs if not given.
         device: whose energy counts besides the host's: `auto` for all visible GPUs, `cpu`, `cuda` or `cuda:N`.
         node_overhead_w: W of what no sensor reads, where the user knows it.

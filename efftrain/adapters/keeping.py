@@ -42,7 +42,7 @@ class Wish:
         name: of the measurement, and of its variant in the record.
         command: how to do it again, for the record.
         rank: which of a launcher's processes this is.
-        carbon: as `efftrain.meters.carbon.resolve` makes it.
+        carbon: as `efftrain.meters.carbon.footprint.resolve` makes it.
         folder: where everything goes, if that is settled.
         out: else the folder in which it gets one of its own; None: efftrain-runs.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.

@@ -80,7 +80,8 @@ def measure(
         seed: of the training, for the record.
         parameters: of the model, for the record.
         config: of the training, for the record; plain data.
-        **carbon: `country`, `region`, `intensity`, `pue` and the further arguments of `efftrain.meters.carbon.resolve`.
+        **carbon: `country`, `region`, `intensity`, `pue` and the further arguments of
+            `efftrain.meters.carbon.footprint.resolve`.
 
     Raises:
         ValueError: an argument cannot be used. Nothing raises later.

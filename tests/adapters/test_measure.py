@@ -179,7 +179,7 @@ def test_the_summary_is_a_paragraph(tmp_path: Path):
     [
         ({"name": ""}, "name"), ({"name": "a/b"}, "slash"), ({"name": ".."}, "dot"), ({"device": "tpu"}, "cuda:N"),
         ({"country": "FRX"}, "FRX"), ({"pue": 0.5}, "pue"), ({"intensity": -1}, "intensity"),
-        ({"node_overhead_w": -1.0}, "node_overhead_w"),
+        ({"node_overhead_w": -1.0}, "node_overhead_w"), ({"profile": "nowhere.csv"}, "nowhere.csv"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_said_at_once(arguments: dict[str, object], words: str):

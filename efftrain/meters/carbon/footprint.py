@@ -45,7 +45,7 @@ def resolve(
     wue: float | None = None,
     lifetime_years: float | None = None,
     utilization: float | None = None,
-    profile: Path | None = None,
+    profile: str | Path | None = None,
     now: float | None = None,
 ) -> dict[str, Any]:
     """The header's `carbon` entry from the options of a command.
@@ -88,7 +88,9 @@ def resolve(
         found["market_intensity"] = _plain(_number("--market-intensity", market_intensity, "g/kWh", form))
     if wue is not None:
         found["wue"] = _plain(_number("--wue", wue, "L/kWh", "L/kWh of at least 0, for example 1.8"))
-    return found if profile is None else {**found, **_hourly(profile, time.time() if now is None else now, country)}
+    return (
+        found if profile is None else {**found, **_hourly(Path(profile), time.time() if now is None else now, country)}
+    )
 
 
 def run_carbon(
