@@ -25,8 +25,12 @@ def claim(path: Path, key: str) -> Path:
     Raises:
         OSError: no folder can be made there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        error.filename = str(path)  # not the temporary name beside it, for which nobody has asked
+        raise
     try:
         fresh.chmod(0o777 & ~_umask())
         (fresh / LAUNCH).write_text(key)
