@@ -148,7 +148,7 @@ FIRST_HALF = ["variant", ENERGY, "vs baseline", "energy\nto target"]
 
 def _flag(flag: Flag) -> str:
     style = STYLES[flag.status]
-    return f"[{style}]{flag.status}[/{style}] {_plain(f'{flag.name} ({flag.where}): {flag.detail}')}"
+    return f"[{style}]{flag.status}[/{style}] {_plain(f'{flag.detail} (check “{flag.name}”, {flag.where})')}"
 
 
 def _lines(console: "Console", lines: Sequence[str]) -> None:

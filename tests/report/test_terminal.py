@@ -60,8 +60,12 @@ def test_verdicts_are_shown_where_there_are_pairs_enough(small: Case, large: Cas
 
 def test_failed_checks_come_before_the_table_and_warnings_after(damaged: Case) -> None:
     text = _print(damaged, 120)
-    assert text.index("unfinished") < text.index("failed same corpus") < text.index("energy/token")
-    assert text.index("warning sensors kept") > text.index("energy/token")
+    assert (
+        text.index("unfinished")
+        < text.index("failed runs were trained on different texts")
+        < text.index("energy/token")
+    )
+    assert text.index("check “sensors kept”") > text.index("energy/token")
 
 
 def test_missing_figures_are_the_word(damaged: Case) -> None:

@@ -72,7 +72,7 @@ def resolve(
     location, figure = _place(country, region)
     if intensity is not None:
         figure = _number("--intensity", intensity, "g/kWh", "g/kWh above 0, for example 56", least=math.ulp(0.0))
-        location = location if country else "given intensity"
+        location = f"{location}, given intensity" if country else "given intensity"
     regions = [(WORLD, world()), *((known_countries()[code], country_intensity(code)) for code in REGIONS)]
     found = {
         "location": location,

@@ -26,9 +26,14 @@ MAX_RESULTANT: Final = 0.5
 
 MIN_TICKS: Final = 20
 
+MIN_STEPS: Final = 8
+
+MAX_LOST: Final = 0.1
+"""Share of the training time that may lie beyond twice the usual step."""
+
 
 def consistency(ledger: Ledger, windows: Sequence[Window], steps: Sequence[Line], environment: Line) -> list[Check]:
-    """The checks on the raw readings of a run, in a fixed order; none for a run without an energy counter.
+    """The checks on the raw readings of a run, in a fixed order; of sensors only where there is an energy counter.
 
     Args:
         ledger: filled with the run's ticks.
@@ -38,12 +43,36 @@ def consistency(ledger: Ledger, windows: Sequence[Window], steps: Sequence[Line]
     """
     counters = [s for s in ledger.series.values() if s.info["kind"] == "energy"]
     if not counters:
-        return []
+        return [_steady(steps)]
     return [
+        _steady(steps),
         _agreement([s for s in counters if s.witness is not None], windows),
         _phase_lock(counters, steps),
         _alone(environment),
     ]
+
+
+def _steady(steps: Sequence[Line]) -> Check:
+    """Whether the run had the machine for itself, as far as its steps can tell.
+
+    A step may take twice as long as the quickest quarter of them, because a model shrinks on the way or a batch is
+    longer. The time beyond that, over all steps, is time that something else took: threads that wait for each other on
+    cores that others use, a clock that was throttled, data that was late.
+    """
+    name = "steps_steady"
+    lengths = sorted((step["t_end"] - step["t"]) / 1e9 for step in steps)
+    if len(lengths) < MIN_STEPS or not math.fsum(lengths):
+        return Check(name=name, status="skipped", detail=f"fewer than {MIN_STEPS} steps")
+    usual = lengths[len(lengths) // 4]
+    lost = math.fsum(max(0.0, length - 2 * usual) for length in lengths) / math.fsum(lengths)
+    detail = f"{lost:.0%} of the training time lies beyond twice the usual step of {usual * 1e3:.3g} ms"
+    if lost > MAX_LOST:
+        return Check(
+            name=name, status="warning",
+            detail=f"{detail} (longest {lengths[-1] * 1e3:.3g} ms): something else used the machine, or data was late; "
+            "times and joules hold that too",
+        )  # fmt: skip
+    return Check(name=name, status="passed", detail=detail)
 
 
 def _agreement(counters: Sequence[Series], windows: Sequence[Window]) -> Check:

@@ -118,7 +118,9 @@ def fit(line: Timeline, track: Track, *, exact: bool) -> Fit | Refused:
     """
     problem = _problem(line, track, exact=exact)
     if problem.rows < MIN_ROWS:
-        return Refused(f"{problem.rows} updates of the counter lie in the run, and at least {MIN_ROWS} are needed")
+        return Refused(
+            f"{problem.rows} updates of the counter lie in the run, of at least {MIN_ROWS} that a longer one would have"
+        )
     if not exact and track.period is None:
         return Refused("the counter shows no steady period of its own, so that its updates cannot be timed")
     stuck = ("" if exact else _too_short(line, problem.period)) or _unspread(line, track, problem.period)

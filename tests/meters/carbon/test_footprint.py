@@ -194,7 +194,7 @@ def test_the_header_entry_survives_json():
 
 def test_given_figures_replace_the_tables():
     plain = resolve("DEU", intensity=20.0, pue=1.25)
-    assert plain["location"] == "Germany"
+    assert plain["location"] == "Germany, given intensity"
     assert (plain["intensity"]["value"], plain["intensity"]["source"]) == (20.0, "given by --intensity")
     assert (plain["pue"]["value"], plain["pue"]["method"]) == (1.25, "assumed")
 

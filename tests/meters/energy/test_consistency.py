@@ -68,4 +68,27 @@ def test_who_else_uses_the_device(info, header, device, status, said):
 
 def test_a_run_without_a_counter_has_nothing_to_compare(info, header):
     ledger = Ledger(header(sensors=[info("cpu", "cpu_time")]))
-    assert consistency(ledger, [(0, S)], [], {}) == []
+    assert [check.name for check in consistency(ledger, [(0, S)], [], {})] == ["steps_steady"]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "status"),
+    [
+        ([0.1] * 40, "passed"),
+        ([0.1] * 20 + [0.06] * 20, "passed"),  # a model that was pruned
+        ([0.1] * 39 + [0.5], "passed"),  # one hiccup: 0.3 of 4.4 s
+        ([0.1] * 36 + [1.0] * 4, "warning"),
+        ([0.1] * 12 + [8.0] * 28, "warning"),  # from one moment on, another load
+        ([0.1] * 5, "skipped"),
+    ],
+)
+def test_a_run_that_was_disturbed_says_so(info, header, lengths, status):
+    steps, t = [], 0
+    for length in lengths:
+        steps.append({"t": t, "t_end": t + round(length * S)})
+        t += round(length * S)
+    check = consistency(Ledger(header(sensors=[])), [(0, t)], steps, {})[0]
+    assert (check.name, check.status) == ("steps_steady", status)
+    if status == "warning":
+        lost = sum(max(0, length - 0.2) for length in lengths) / sum(lengths)
+        assert f"{lost:.0%} of the training time" in check.detail
