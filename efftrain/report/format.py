@@ -24,7 +24,9 @@ _SMALL_ONLY: Final = frozenset({"s"})
 _GRAMS: Final = "g"
 
 
-def figure(quantity: Quantity, *, interval: bool = True, tag: bool = False, digits: int = DIGITS) -> str:
+def figure(
+    quantity: Quantity, *, interval: bool = True, tag: bool = False, digits: int = DIGITS, like: float | None = None
+) -> str:  # fmt: skip
     """A figure with its unit: `≥ 1.23 mJ/token [0.6, ∞) assumed`.
 
     Args:
@@ -32,10 +34,11 @@ def figure(quantity: Quantity, *, interval: bool = True, tag: bool = False, digi
         interval: whether the 95 % interval follows; an exact count has none.
         tag: whether the method follows.
         digits: significant digits.
+        like: takes the prefix of this value, so that the figures of a column can be compared at a glance.
     """
     if quantity.value is None:
         return MISSING
-    factor, unit = _scale(quantity.value, quantity.unit)
+    factor, unit = _scale(like or quantity.value, quantity.unit)
     parts = [
         "≥" if quantity.lower_bound else "",
         f"{number(quantity.value / factor, digits)}{unit if unit in ('', ' %') else f' {unit}'}",
@@ -45,12 +48,14 @@ def figure(quantity: Quantity, *, interval: bool = True, tag: bool = False, digi
     return " ".join(filter(None, parts))
 
 
-def span(quantity: Quantity, *, factor: float | None = None, digits: int = DIGITS) -> str:
+def span(
+    quantity: Quantity, *, factor: float | None = None, digits: int = DIGITS, like: float | None = None
+) -> str:  # fmt: skip
     """The 95 % interval alone, in the prefix of the value: `[0.6, 3.1]`; empty where none is claimed or needed."""
     low, high, value = quantity.low, quantity.high, quantity.value
     if value is None or (low is None and high is None) or low == value == high:
         return ""
-    by = factor or _scale(value, quantity.unit)[0]
+    by = factor or _scale(like or value, quantity.unit)[0]
     left = "(−∞" if low is None else f"[{number(low / by, digits)}"
     return f"{left}, {'∞)' if high is None else f'{number(high / by, digits)}]'}"
 

@@ -5,7 +5,7 @@ runs that ended as planned; a run that did not is named, with how far it came.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from efftrain.comparison.checks import TOKENS_PER_PARAMETER
@@ -29,6 +29,8 @@ class VariantView:
     runs: list[Run]
     finished: int
     means: dict[str, Quantity]
+    energy_like: float | None = None
+    """J/token whose prefix the energies of all variants take."""
 
     @property
     def name(self) -> str:
@@ -76,7 +78,7 @@ class Overview:
 
 def overview(study: Study, runs: Sequence[Run]) -> Overview:
     """What there is to say about `study` and its `runs`."""
-    variants = [_variant(s, runs) for s in study.variants if not s.skipped]
+    variants = _alike([_variant(s, runs) for s in study.variants if not s.skipped])
     shown = main_run(study, runs) or next(iter(_shown(runs)), None)
     return Overview(
         study=study,
@@ -116,6 +118,12 @@ def _variant(summary: VariantSummary, runs: Sequence[Run]) -> VariantView:
     none = missing("1", source="no run of this variant ended as planned")
     means = {name: mean_of([f.take(r) for r in done]) if done else none for name, f in FIGURES.items()}
     return VariantView(summary=summary, runs=own, finished=len(done), means=means)
+
+
+def _alike(variants: list[VariantView]) -> list[VariantView]:
+    """The variants with one prefix for their energies: that of the smallest."""
+    known = [q.value for view in variants if (q := view.means["energy_per_token"]).value]
+    return [replace(view, energy_like=min(known, default=None)) for view in variants]
 
 
 def _subtitle(variants: Sequence[VariantView], runs: Sequence[Run]) -> str:

@@ -106,7 +106,8 @@ def _variant(view: VariantView) -> str:
 
 def _energy(view: VariantView) -> str:
     quantity = view.means["energy_per_token"]
-    return _stack(figure(quantity, interval=False), span(quantity))
+    like = view.energy_like
+    return _stack(figure(quantity, interval=False, like=like), span(quantity, like=like))
 
 
 def _ratio(metric: str) -> Cell:

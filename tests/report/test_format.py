@@ -92,3 +92,10 @@ def test_ratios() -> None:
 @pytest.mark.parametrize(("ratio", "text"), [(0.87, "−13 %"), (1.042, "+4.2 %"), (2.0, "+100 %"), (1.001, "+0.10 %")])
 def test_changes(ratio: float, text: str) -> None:
     assert change(_ratio(ratio)) == text
+
+
+def test_figures_of_a_column_share_a_prefix() -> None:
+    two = Quantity(value=1.11e-3, unit="J/token", low=0.555e-3, high=2.22e-3, method="measured", source="s")
+    assert figure(two) == "1.11 mJ/token [0.555, 2.22]"
+    assert figure(two, like=793e-6) == "1,110 µJ/token [555, 2,220]"
+    assert span(two, like=793e-6) == "[555, 2,220]"
