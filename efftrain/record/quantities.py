@@ -135,7 +135,7 @@ def total(parts: Sequence[Quantity], *, boundary: str, source: str = "") -> Quan
         raise ValueError(f"a total needs parts in one unit, not {sorted(units)}")
     unit = units.pop()
     present = [p for p in parts if p.value is not None]
-    source = source or "sum of: " + "; ".join(p.source for p in present or parts)
+    source = source or _sources([p.source for p in present or parts])
     if not present:
         return missing(unit, source=source, boundary=boundary)
     value = math.fsum(p.value or 0.0 for p in present)
@@ -203,6 +203,13 @@ def product(factors: Sequence[Quantity], unit: str, *, source: str = "", boundar
 def _share(value: float, end: float) -> float:
     """Relative distance of an interval's end from its value; 0 for a value of 0, whose product is 0 whatever else."""
     return abs(end - value) / value if value else 0.0
+
+
+def _sources(said: Sequence[str]) -> str:
+    """Where a sum comes from; eight counters of one kind are not named eight times."""
+    if len(said) > 1 and len(set(said)) == 1:
+        return f"sum of {len(said)}: {said[0]}"
+    return "sum of: " + "; ".join(dict.fromkeys(said))
 
 
 def _quadrature(parts: Sequence[float | None]) -> float | None:

@@ -107,3 +107,9 @@ def test_product_with_missing_or_bounded_factor():
 
 def test_product_with_zero_is_zero():
     assert product([exact(0.0, "J", source="x"), exact(2.0, "1", source="y")], "J").value == 0.0
+
+
+def test_a_sum_names_each_source_once():
+    one, other = (exact(1.0, "J", source=source) for source in ("counter", "model"))
+    assert total([one, one, one], boundary="b").source == "sum of 3: counter"
+    assert total([one, other, one], boundary="b").source == "sum of: counter; model"
