@@ -63,6 +63,7 @@ def run_command(
     device: str = "auto",
     node_overhead_w: float | None = None,
     to_stderr: bool = False,
+    ends_with_it: bool = False,
 ) -> Ended:
     """Run a command to its end and measure it.
 
@@ -74,6 +75,8 @@ def run_command(
         device: whose energy counts besides the host's: `auto` for all visible GPUs, `cpu`, `cuda` or `cuda:N`.
         node_overhead_w: W of what no sensor reads, where the user knows it.
         to_stderr: whether what the command writes to its standard output goes to standard error.
+        ends_with_it: whether this process ends after the command, too: signals then stay blocked, so that none that
+            comes late changes its exit status.
 
     Raises:
         CommandError: it cannot be started.
@@ -93,7 +96,8 @@ def run_command(
     finally:
         while signal.sigtimedwait(_WAITED_FOR, 0) is not None:
             pass  # Ctrl-C while the record was being written: the status is the command's all the same
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if not ends_with_it:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _measured(keeping: Keeping, command: Sequence[str], mask: Collection[int], *, to_stderr: bool) -> Ended:

@@ -57,7 +57,7 @@ def run(
     try:
         ended = run_command(
             command, name=name or _name(command), carbon=carbon, folder=out, device=device, node_overhead_w=overhead,
-            to_stderr=json,
+            to_stderr=json, ends_with_it=True,
         )  # fmt: skip
     except CommandError as error:
         typer.echo(f"efftrain: {error.strerror}", err=True)
