@@ -18,8 +18,8 @@ from efftrain.meters.live import LiveFigures, LiveMeter
 
 if TYPE_CHECKING:
     from efftrain.record.journal import Line
-    from efftrain.study.execute import Observer
     from efftrain.study.plan import RunPlan
+    from efftrain.study.process import Observer
 
 REFRESH_PER_SECOND = 4
 PLAIN_INTERVAL_S = 10.0

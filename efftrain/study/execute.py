@@ -1,55 +1,13 @@
-"""Runs a plan: each run in a fresh process, its journal followed while it grows, its record written when it ends.
+"""Runs a plan: each run in a fresh process, its journal followed while it grows, its record written when it ends."""
 
-This process imports no torch and computes nothing that a run could feel. A run's process is in a session of its own,
-so that Ctrl-C reaches this process alone, which then asks the run to stop and waits for it.
-"""
-
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any
 
-from efftrain.monitor.idle import measure_idle
-from efftrain.monitor.machine import find_sensors
 from efftrain.record.folder import StudyFolder
-from efftrain.record.journal import JournalError, Line, append_line, read_journal
 from efftrain.study.collect import collect
 from efftrain.study.folder import write_opening
-from efftrain.study.peaks import peak_rates
-from efftrain.study.plan import Plan, RunPlan
-from efftrain.training.config import Precision, RunConfig
-
-POLL_INTERVAL_S: Final = 0.25
-STOP_PATIENCE_S: Final = 20.0
-IDLE_S: Final = 10.0
-LAST_LINES: Final = 8
-
-
-class Observer(Protocol):
-    """Is told how a study goes on: for a progress display."""
-
-    def message(self, text: str) -> None:
-        """Something worth a line."""
-        ...
-
-    def run_started(self, run: RunPlan, index: int, total: int) -> None:
-        """Run `index` of `total`, from 1."""
-        ...
-
-    def line(self, line: Line) -> None:
-        """A line that the current run has written into its journal."""
-        ...
-
-    def run_ended(self, run: RunPlan, status: str, detail: str) -> None:
-        """The current run is over."""
-        ...
+from efftrain.study.plan import Plan
+from efftrain.study.process import Observer, make_run, measure_idle_power, measure_peaks, run_spec, run_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +29,7 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
             `phase_energy`; kept in the study's record.
         observer: told of the progress.
     """
-    statuses = {run.run_id: "complete" for run in plan.runs if _status(folder, run) == "complete"}
+    statuses = {run.run_id: "complete" for run in plan.runs if run_status(folder, run) == "complete"}
     not_made: dict[str, str] = {}
     idle: dict[str, Any] = {}
     interrupted = False
@@ -79,8 +37,8 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
     if statuses:
         collect(folder)
     try:
-        peaks = _peaks(plan, observer)
-        idle = _idle(plan, observer)
+        peaks = measure_peaks(plan, observer)
+        idle = measure_idle_power(plan, observer)
         for index, run in enumerate(plan.runs, start=1):
             if run.run_id in statuses:
                 continue
@@ -94,8 +52,8 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
                 "phase_energy": settings.get("phase_energy"),
                 "peak": peaks[run.config.precision], "idle": idle,
             }  # fmt: skip
-            spec = _spec(plan, run, folder, facts)
-            statuses[run.run_id], detail, interrupted = _make(run, folder, spec, observer)
+            spec = run_spec(plan, run, folder, facts)
+            statuses[run.run_id], detail, interrupted = make_run(run, folder, spec, observer)
             observer.run_ended(run, statuses[run.run_id], detail)
             if interrupted:
                 break
@@ -103,92 +61,9 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
             _drop_weights(plan, folder, statuses)
     except KeyboardInterrupt:
         interrupted = True
-    after = _idle(plan, observer) if idle and not interrupted else {}
+    after = measure_idle_power(plan, observer) if idle and not interrupted else {}
     collect(folder, settings={"not_made": not_made, "idle_before": idle, "idle_after": after})
     return Outcome(statuses, not_made, interrupted)
-
-
-def _make(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Observer) -> tuple[str, str, bool]:
-    """One run in one process; its status, what its process said last if it failed, and whether Ctrl-C ended it."""
-    stopped = False
-    _clear(folder.run(run.run_id))
-    spec_path = folder.run(run.run_id) / "spec.json"
-    spec_path.write_text(json.dumps(spec))
-    with folder.log(run.run_id).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "efftrain.study.worker", str(spec_path)],
-            stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-    tail = _Tail(folder.journal(run.run_id))
-    try:
-        while process.poll() is None:
-            time.sleep(POLL_INTERVAL_S)
-            for line in tail.read():
-                observer.line(line)
-    except KeyboardInterrupt:
-        stopped = True
-        _stop(process)
-    for line in tail.read():
-        observer.line(line)
-    _close_journal(run, folder, spec, "interrupted" if stopped else process.returncode)
-    spec_path.unlink(missing_ok=True)
-    status = _status(folder, run)
-    return status, "" if status == "complete" else _detail(folder, run), stopped
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a run to stop within a step; end it where it does not, or where Ctrl-C comes again."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(STOP_PATIENCE_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.kill()
-        process.wait()
-
-
-def _close_journal(
-    run: RunPlan, folder: StudyFolder, spec: dict[str, Any], ended_by: int | Literal["interrupted"]
-) -> None:
-    """Write what a dead process could not: how it ended. A process that was killed is left without an end line.
-
-    `ended_by` is the process's exit status, negative for a signal, or `interrupted` where Ctrl-C ended it.
-    """
-    path = folder.journal(run.run_id)
-    if not path.exists():
-        append_line(path, "header", schema="efftrain.journal/1", **_header_of_a_stillborn(run, spec))
-    try:
-        ended = bool(read_journal(path).of("end"))
-    except JournalError:
-        return
-    if ended or ended_by == -signal.SIGKILL:
-        return
-    if ended_by == "interrupted":
-        append_line(path, "end", status="interrupted")
-    else:
-        said = _last_lines(folder.log(run.run_id)) or "the process said nothing"
-        append_line(path, "end", status="failed", detail=f"{said} (exit status {ended_by})")
-
-
-def _header_of_a_stillborn(run: RunPlan, spec: dict[str, Any]) -> dict[str, Any]:
-    """The header of a run whose process died before it could write one."""
-    known = {key: spec[key] for key in ("run_id", "study_id", "variant", "seed", "config", "carbon", "peak")}
-    return {
-        **known, "environment": {}, "corpus": {}, "sensors": [], "absent": [], "idle": {}, "parameters": 0,
-        "teacher": None, "clock": {},
-    }  # fmt: skip
-
-
-def _spec(plan: Plan, run: RunPlan, folder: StudyFolder, facts: dict[str, Any]) -> dict[str, Any]:
-    """What the run's process is told; `facts` are carbon, peak rate and idle power for its header."""
-    first = next(other.run_id for other in plan.runs if other.variant == run.variant)
-    counted = folder.journal(first)
-    return {
-        "run_id": run.run_id, "study_id": plan.study_id, "variant": run.variant, "seed": run.seed,
-        "config": run.config.as_dict(), "data": plan.data, **facts, "journal": str(folder.journal(run.run_id)),
-        "costs": str(counted) if first != run.run_id and counted.exists() else None,
-        "weights": str(folder.weights(run.run_id)) if run.teaches else None,
-        "teacher": _teacher(run, folder), "parent": os.getpid(),
-    }  # fmt: skip
 
 
 def _drop_weights(plan: Plan, folder: StudyFolder, statuses: dict[str, str]) -> None:
@@ -197,78 +72,3 @@ def _drop_weights(plan: Plan, folder: StudyFolder, statuses: dict[str, str]) -> 
     for run in plan.runs:
         if run.teaches and run.run_id not in waiting and statuses.get(run.run_id) == "complete":
             folder.weights(run.run_id).unlink(missing_ok=True)
-
-
-def _teacher(run: RunPlan, folder: StudyFolder) -> dict[str, Any] | None:
-    if run.teacher is None:
-        return None
-    energy = json.loads(folder.record(run.teacher).read_text())["energy"]["total"]
-    return {"run_id": run.teacher, "weights": str(folder.weights(run.teacher)), "energy": energy}
-
-
-def _peaks(plan: Plan, observer: Observer) -> dict[Precision, dict[str, Any]]:
-    """The peak rate for each precision of the plan."""
-    configs: dict[Precision, RunConfig] = {run.config.precision: run.config for run in plan.runs}
-    if not configs:
-        return {}
-    any_config = next(iter(configs.values()))
-    observer.message("peak rate of this device for " + ", ".join(configs))
-    return peak_rates(any_config.device, configs, any_config.threads)
-
-
-def _idle(plan: Plan, observer: Observer) -> dict[str, Any]:
-    """Idle watts of the sensors that measure; nothing, and no wait, where energy is modelled."""
-    if not plan.runs:
-        return {}
-    found = find_sensors(plan.runs[0].config.device)
-    measuring = [sensor for sensor in found.sensors if sensor.info.kind in ("energy", "power")]
-    if measuring:
-        observer.message(f"idle power, {IDLE_S:.0f} s")
-    idle = measure_idle(measuring, IDLE_S) if measuring else {}
-    for sensor in found.sensors:
-        sensor.close()
-    return idle
-
-
-def _status(folder: StudyFolder, run: RunPlan) -> str:
-    try:
-        return read_journal(folder.journal(run.run_id)).status
-    except JournalError:
-        return "not made"
-
-
-def _detail(folder: StudyFolder, run: RunPlan) -> str:
-    with contextlib.suppress(JournalError):
-        for line in reversed(read_journal(folder.journal(run.run_id)).of("end")):
-            return str(line.get("detail", ""))
-    return ""
-
-
-def _last_lines(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return "\n".join(lines[-LAST_LINES:])
-
-
-def _clear(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        path.unlink()
-
-
-class _Tail:
-    """Yields the whole lines that have come since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def read(self) -> Iterator[Line]:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for raw in whole.splitlines():
-            with contextlib.suppress(ValueError):
-                yield json.loads(raw)

@@ -9,9 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from efftrain.record.folder import StudyFolder, write_text
+from efftrain.record.plain import from_plain
 from efftrain.record.schema import RecordError, Study, dumps, load
 from efftrain.study.plan import Plan, PlanError
 
@@ -46,7 +45,7 @@ def write_opening(folder: StudyFolder, plan: Plan, settings: dict[str, Any]) -> 
     """The study's record before its first run: what is planned and with which settings."""
     study = Study(
         study_id=plan.study_id, created=plan.created, command=plan.command, baseline=plan.baseline, runs=[],
-        variants=[], checks=[], settings={"plan": plan_as_dict(plan), **settings},
+        variants=[], checks=[], settings={"plan": dataclasses.asdict(plan), **settings},
     )  # fmt: skip
     write_text(folder.study, dumps(study))
 
@@ -59,17 +58,12 @@ def stored_plan(folder: StudyFolder) -> tuple[Plan, dict[str, Any]]:
     """
     try:
         study = load(folder.study, Study)
-        plan = TypeAdapter(Plan).validate_python(study.settings["plan"])
+        plan = from_plain(Plan, study.settings["plan"])
     except (RecordError, KeyError, ValueError) as error:
         raise PlanError(
             f"--resume: {folder.root} holds no study that can be resumed: {error}".splitlines()[0]
         ) from None
     return plan, {key: value for key, value in study.settings.items() if key != "plan"}
-
-
-def plan_as_dict(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data."""
-    return dataclasses.asdict(plan)
 
 
 def _remove_study(root: Path) -> None:

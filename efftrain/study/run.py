@@ -37,7 +37,7 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
     """Make one run: prepare, count, warm up, train; every outcome ends in the journal.
 
     Args:
-        spec: as efftrain.study.execute writes it.
+        spec: as efftrain.study.process writes it.
         stop: asked before each step, and between the parts before the first.
     """
     config = from_dict(spec["config"])

@@ -1,4 +1,4 @@
-"""The fresh process of a run: `python -m efftrain.study.worker SPEC.json`, started by efftrain.study.execute.
+"""The fresh process of a run: `python -m efftrain.study.worker SPEC.json`, started by efftrain.study.process.
 
 SIGINT asks the run to stop before its next step. It may come at any moment, so that is settled before torch is
 imported, which takes seconds.

@@ -8,8 +8,7 @@ import dataclasses
 import math
 from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
-
+from efftrain.record.plain import from_plain
 from efftrain.workload.presets import ModelConfig
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -158,11 +157,9 @@ def from_dict(data: dict[str, Any]) -> RunConfig:
         ConfigError: unknown or missing names, or values out of range.
     """
     try:
-        return TypeAdapter(RunConfig).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"configuration: {where}: {first['msg']}") from None
+        return from_plain(RunConfig, data)
+    except ValueError as error:
+        raise ConfigError(f"configuration: {error}") from None
 
 
 def learning_rate(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -1,9 +1,11 @@
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
-from pydantic import TypeAdapter
 
-from efftrain.study.folder import StudyFolder, claim, plan_as_dict, stored_plan, write_opening
+from efftrain.record.plain import from_plain
+from efftrain.study.folder import StudyFolder, claim, stored_plan, write_opening
 from efftrain.study.plan import Plan, PlanError, Request, make_plan
 from efftrain.training.config import ConfigError
 
@@ -81,7 +83,7 @@ def test_too_few_steps_to_prune_in():
 
 def test_a_plan_survives_its_study_record(tmp_path: Path):
     plan = make_plan(Request())
-    assert TypeAdapter(Plan).validate_python(plan_as_dict(plan)) == plan
+    assert from_plain(Plan, json.loads(json.dumps(dataclasses.asdict(plan)))) == plan
     folder = claim(tmp_path / "study", force=False)
     write_opening(folder, plan, {"carbon": {"location": "FRA"}})
     again, settings = stored_plan(folder)

@@ -3,7 +3,7 @@
 Each stage runs in a process of its own for at most eight minutes and leaves one archive, FOLDER/stages/NAME.tar.gz,
 with its result and its log. A stage whose archive says that it is complete is not run again; of a benchmark that was
 cut off only what is missing is measured. FOLDER/kernels.json holds all results together and is written after every
-stage.
+stage. A script of another package runs stages of its own in the same way: `Script`.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,40 @@ WORTHWHILE_S = 60.0
 LOG_BYTES = 1 << 20
 RESULT = "result.json"
 STAGES_MODULE = "efftrain_kernels.evidence.stages"
+KEPT = "kept"
 
 
-def run(names: Sequence[str] | None = None, *, out: Path | None = None, budget_s: float = STAGE_S, dry: bool) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """Stages that are run one after the other.
+
+    Attributes:
+        module: runs one of them: `python -m MODULE NAME FOLDER`, as `stages.main` does.
+        names: of the stages, in order.
+        summary: file that holds all results together.
+        archives: where archives are put, below the folder of the results.
+        stage_s: longest time of one stage in s; eight minutes if None.
+        options: given to each stage.
+    """
+
+    module: str
+    names: Collection[str]
+    summary: str = "kernels.json"
+    archives: str = "stages"
+    stage_s: float | None = None
+    options: Sequence[str] = ()
+
+
+def _own() -> Script:
+    from efftrain_kernels.evidence.stages import STAGES
+
+    return Script(module=STAGES_MODULE, names=STAGES)
+
+
+def run(
+    names: Sequence[str] | None = None, *, out: Path | None = None, budget_s: float = STAGE_S, dry: bool,
+    script: Script | None = None,
+) -> int:  # fmt: skip
     """Run the stages that are not done, until the time is spent.
 
     Args:
@@ -36,6 +68,7 @@ def run(names: Sequence[str] | None = None, *, out: Path | None = None, budget_s
         out: folder of the results; `reports/DEVICE` if None.
         budget_s: after so many seconds nothing more is begun, and what runs is stopped.
         dry: tiny sizes in triton's interpreter, on the CPU.
+        script: the stages; those of this package if None.
 
     Returns:
         0 if nothing was wrong, 1 if something was; stages left for the next call are not wrong.
@@ -43,41 +76,57 @@ def run(names: Sequence[str] | None = None, *, out: Path | None = None, budget_s
     Raises:
         ValueError: no such stage, or no GPU.
     """
-    from efftrain_kernels.evidence.stages import STAGES
-
-    unknown = [name for name in names or () if name not in STAGES]
+    script = script or _own()
+    unknown = [name for name in names or () if name not in script.names]
     if unknown:
-        raise ValueError(f"--stage {unknown[0]}: no such stage; choose from {', '.join(STAGES)}")
+        raise ValueError(f"--stage {unknown[0]}: no such stage; choose from {', '.join(script.names)}")
     folder = out or Path("reports") / ("dry" if dry else _device_folder())
     deadline = time.monotonic() + budget_s
-    chosen = names or list(STAGES)
+    chosen = names or list(script.names)
     for name in chosen:
-        before = read(folder, name)
+        before = read(folder, name, script.archives)
         if before.get("complete"):
             print(f"{name}: done before")
             continue
-        left = min(STAGE_S, deadline - time.monotonic())
+        left = min(script.stage_s or STAGE_S, deadline - time.monotonic())
         if left <= min(WORTHWHILE_S, budget_s / 2):
             break
-        _run_stage(name, folder, left, before, dry=dry)
-        summarise(folder, list(STAGES))
-    return _verdict(folder, chosen)
+        _run_stage(script, name, folder, left, before, dry=dry)
+        summarise(folder, script)
+    return _verdict(folder, chosen, script.archives)
 
 
-def read(folder: Path, name: str) -> dict[str, Any]:
+def read(folder: Path, name: str, archives: str = "stages") -> dict[str, Any]:
     """The result in a stage's archive; empty where there is none."""
     try:
-        with tarfile.open(folder / "stages" / f"{name}.tar.gz") as archive:
+        with tarfile.open(_archive(folder, name, archives)) as archive:
             member = archive.extractfile(RESULT)
             return json.load(member) if member else {}
     except (OSError, KeyError, tarfile.TarError, ValueError):
         return {}
 
 
-def summarise(folder: Path, names: Sequence[str]) -> Path:
-    """Write kernels.json from the archives that are there."""
-    found = {name: result for name in names if (result := read(folder, name))}
-    path = folder / "kernels.json"
+def restore(archive: Path, folder: Path) -> list[Path]:
+    """Write the files that a stage has kept beside its result into a folder; none where there is no archive."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    with contextlib.suppress(OSError, tarfile.TarError), tarfile.open(archive) as packed:
+        for member in packed.getmembers():
+            content = packed.extractfile(member) if member.name.startswith(f"{KEPT}/") else None
+            if content is not None:
+                written.append(folder / Path(member.name).name)
+                written[-1].write_bytes(content.read())
+    return written
+
+
+def _archive(folder: Path, name: str, archives: str) -> Path:
+    return folder / archives / f"{name}.tar.gz"
+
+
+def summarise(folder: Path, script: Script) -> Path:
+    """Write the summary from the archives that are there."""
+    found = {name: result for name in script.names if (result := read(folder, name, script.archives))}
+    path = folder / script.summary
     devices = sorted({result["device"] for result in found.values() if "device" in result})
     draft = path.with_suffix(".draft")
     draft.write_text(json.dumps({"devices": devices, "stages": found}, indent=1) + "\n")
@@ -95,15 +144,18 @@ def _device_folder() -> str:
     return measure.slug(measure.device_name(measure.default_device()))
 
 
-def _run_stage(name: str, folder: Path, left: float, before: dict[str, Any], *, dry: bool) -> None:
+def _run_stage(script: Script, name: str, folder: Path, left: float, before: dict[str, Any], *, dry: bool) -> None:
     """Run a stage in its process and pack what it leaves."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
+        path = _archive(folder, name, script.archives)
+        restore(path, work / KEPT)
         (work / "before.json").write_text(json.dumps(before))
         command = [
-            sys.executable, "-m", STAGES_MODULE, name, place, "--before", str(work / "before.json"),
+            sys.executable, "-m", script.module, name, place, "--before", str(work / "before.json"),
             "--seconds", str(max(1.0, left - MARGIN_S)), *(["--dry"] * dry),
+            *script.options,
         ]  # fmt: skip
         environment = {**os.environ, "TRITON_INTERPRET": "1"} if dry else dict(os.environ)
         with (work / "log.txt").open("wb") as log:
@@ -111,7 +163,8 @@ def _run_stage(name: str, folder: Path, left: float, before: dict[str, Any], *, 
                 subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True), left
             )
         result = _result(work, name, before, status)
-        _pack(folder / "stages" / f"{name}.tar.gz", json.dumps(result, indent=1), _tail(work / "log.txt"))
+        kept = {f"{KEPT}/{file.name}": file.read_bytes() for file in sorted((work / KEPT).iterdir())}
+        _pack(path, {RESULT: json.dumps(result, indent=1).encode(), "log.txt": _tail(work / "log.txt"), **kept})
         for extra in work.glob("tuned.json"):
             (folder / extra.name).write_bytes(extra.read_bytes())
     print(f"{name}: {_said(result)}, {time.monotonic() - began:.0f} s", flush=True)
@@ -143,11 +196,11 @@ def _result(work: Path, name: str, before: dict[str, Any], status: str) -> dict[
     return {**result, "complete": False, "right": result["right"] and stopped, "error": error}
 
 
-def _pack(path: Path, result: str, log: bytes) -> None:
+def _pack(path: Path, files: dict[str, bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".draft")
     with tarfile.open(draft, "w:gz") as archive:
-        for name, content in ((RESULT, result.encode()), ("log.txt", log)):
+        for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size, member.mtime = len(content), int(time.time())
             archive.addfile(member, io.BytesIO(content))
@@ -166,8 +219,8 @@ def _said(result: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _verdict(folder: Path, chosen: Sequence[str]) -> int:
-    results = {name: read(folder, name) for name in chosen}
+def _verdict(folder: Path, chosen: Sequence[str], archives: str) -> int:
+    results = {name: read(folder, name, archives) for name in chosen}
     left = [name for name, result in results.items() if not result.get("complete")]
     wrong = [name for name, result in results.items() if not result.get("right", True)]
     print(f"results in {folder}; " + (f"left for the next call: {', '.join(left)}" if left else "all stages are done"))

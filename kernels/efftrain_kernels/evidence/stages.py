@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Stage:
         deadline: `time.monotonic()` when it should end.
         dry: tiny sizes in the interpreter.
         before: the result of an earlier try, or nothing.
+        options: what the script gives its stages, by name.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     deadline: float
     dry: bool
     before: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -200,18 +202,21 @@ def newer_ptxas() -> Path | None:
     return newest if newest is not None and known[newest] > own else None
 
 
-def main() -> None:
-    """Run one stage."""
+def main(stages: Mapping[str, Callable[[Stage], None]] | None = None) -> None:
+    """Run one stage of the given ones, or of `STAGES`."""
+    stages = stages or STAGES
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("name", choices=STAGES)
+    parser.add_argument("name", choices=stages)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seconds", type=float, default=450.0)
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--before", type=Path, help="result.json of an earlier try")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="for the stage")
     chosen = parser.parse_args()
+    options = dict(option.split("=", 1) for option in chosen.option)
     before = json.loads(chosen.before.read_text()) if chosen.before else {}
     deadline = time.monotonic() + chosen.seconds
-    STAGES[chosen.name](Stage(chosen.name, chosen.folder, deadline, chosen.dry, before))
+    stages[chosen.name](Stage(chosen.name, chosen.folder, deadline, chosen.dry, before, options))
 
 
 def _exact_tasks(stage: Stage) -> Iterator[tuple[Key, configs.Config, bool]]:
