@@ -20,6 +20,7 @@ from typing import Any, Final
 from efftrain.adapters.keeping import Keeping, Wish
 from efftrain.adapters.ranks import Rank
 from efftrain.adapters.records import Made
+from efftrain.adapters.signals import HANDED_ON, WAITED_FOR, hold
 from efftrain.record.recorder import Status
 
 NOT_FOUND: Final = 127
@@ -28,8 +29,6 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _SI_KERNEL: Final = 0x80
 """`si_code` of a signal that a terminal sends, to all processes in the foreground at once; see sigaction(2)."""
 
-_HANDED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-_WAITED_FOR: Final[set[signal.Signals]] = {*_HANDED_ON, signal.SIGCHLD}
 _POLL_S: Final = 1.0
 
 
@@ -63,7 +62,7 @@ def run_command(
     device: str = "auto",
     node_overhead_w: float | None = None,
     to_stderr: bool = False,
-    ends_with_it: bool = False,
+    held: Collection[int] | None = None,
 ) -> Ended:
     """Run a command to its end and measure it.
 
@@ -75,15 +74,15 @@ def run_command(
         device: whose energy counts besides the host's: `auto` for all visible GPUs, `cpu`, `cuda` or `cuda:N`.
         node_overhead_w: W of what no sensor reads, where the user knows it.
         to_stderr: whether what the command writes to its standard output goes to standard error.
-        ends_with_it: whether this process ends after the command, too: signals then stay blocked, so that none that
-            comes late changes its exit status.
+        held: the mask before `efftrain.adapters.signals.hold`, where a program called that at its very start: the
+            signals then stay blocked, so that none that comes late changes its exit status.
 
     Raises:
         CommandError: it cannot be started.
     """
     _adopt_orphans()
     # Blocked before the sampler's thread begins, so that no thread takes a signal that is waited for here.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
+    before = hold() if held is None else held
     try:
         rank = Rank(launch=f"{os.getpid()}-{time.monotonic_ns()}", started=time.time(), root=os.getpid())
         keeping = Keeping(
@@ -94,9 +93,9 @@ def run_command(
         )  # fmt: skip
         return _measured(keeping, command, before, to_stderr=to_stderr)
     finally:
-        while signal.sigtimedwait(_WAITED_FOR, 0) is not None:
+        while signal.sigtimedwait(WAITED_FOR, 0) is not None:
             pass  # Ctrl-C while the record was being written: the status is the command's all the same
-        if not ends_with_it:
+        if held is None:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -104,6 +103,9 @@ def _measured(keeping: Keeping, command: Sequence[str], mask: Collection[int], *
     recorder = None
     with keeping.guarded("the measurement could not begin"):
         recorder = keeping.open()
+    if signal.sigtimedwait({signal.SIGINT}, 0) is not None:  # before there was a command to hand it to
+        keeping.discard()
+        raise KeyboardInterrupt
     began = time.monotonic_ns()
     if recorder is not None:
         recorder.past_span("whole", t=began, t_end=began)
@@ -141,8 +143,8 @@ def _wait(pid: int) -> tuple[int, bool]:
     """Reap children until the command has ended; its exit code, and whether Ctrl-C was pressed or sent."""
     interrupted = False
     while True:
-        info = signal.sigtimedwait(_WAITED_FOR, _POLL_S)
-        if info is not None and info.si_signo in _HANDED_ON:
+        info = signal.sigtimedwait(WAITED_FOR, _POLL_S)
+        if info is not None and info.si_signo in HANDED_ON:
             interrupted |= info.si_signo == signal.SIGINT
             if info.si_code != _SI_KERNEL:
                 os.kill(pid, info.si_signo)

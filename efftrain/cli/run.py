@@ -41,6 +41,9 @@ def run(
     utilization: options.Utilization = None,
 ) -> None:
     """Run any command and report what it cost; the exit status is the command's."""
+    from efftrain.adapters.signals import hold
+
+    held = hold()  # before anything heavy is imported, which may start threads
     from efftrain.adapters.command import NOT_EXECUTABLE, NOT_FOUND, CommandError, run_command
     from efftrain.meters.carbon.footprint import resolve
 
@@ -57,7 +60,7 @@ def run(
     try:
         ended = run_command(
             command, name=name or _name(command), carbon=carbon, folder=out, device=device, node_overhead_w=overhead,
-            to_stderr=json, ends_with_it=True,
+            to_stderr=json, held=held,
         )  # fmt: skip
     except CommandError as error:
         typer.echo(f"efftrain: {error.strerror}", err=True)
