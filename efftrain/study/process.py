@@ -55,27 +55,28 @@ class Observer(Protocol):
 
 def make_run(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Observer) -> tuple[str, str, bool]:
     """One run in one process; its status, what its process said last if it failed, and whether Ctrl-C ended it."""
-    stopped = False
+    stopped, process = False, None
     _clear(folder.run(run.run_id))
     spec_path = folder.run(run.run_id) / "spec.json"
     spec_path.write_text(json.dumps(spec))
-    with folder.log(run.run_id).open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "efftrain.study.worker", str(spec_path)],
-            stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
     tail = _Tail(folder.journal(run.run_id))
     try:
+        with folder.log(run.run_id).open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "efftrain.study.worker", str(spec_path)],
+                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
         while process.poll() is None:
             time.sleep(POLL_INTERVAL_S)
             for line in tail.read():
                 observer.line(line)
     except KeyboardInterrupt:
         stopped = True
-        _stop(process)
+        if process is not None:  # else it was just being started: it stops by itself when this process is gone
+            _stop(process)
     for line in tail.read():
         observer.line(line)
-    _close_journal(run, folder, spec, "interrupted" if stopped else process.returncode)
+    _close_journal(run, folder, spec, "interrupted" if stopped or process is None else process.returncode)
     spec_path.unlink(missing_ok=True)
     status = run_status(folder, run)
     return status, "" if status == "complete" else _detail(folder, run), stopped
