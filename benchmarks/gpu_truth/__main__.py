@@ -7,8 +7,8 @@
 
 `run` needs torch, triton, numpy, scipy, tokenizers and nvidia-ml-py, and neither pydantic nor codecarbon. Each stage
 leaves one archive, NAME.tar.gz, directly in the folder: its result, its log, and compressed journals of everything that
-was read. found/truth.json holds all results. `--dry` makes every stage on the CPU with a simulated board, which shows that the
-script works and nothing else.
+was read. found/truth.json holds all results. `--dry` makes every stage on the CPU with a simulated board, which shows
+that the script works and nothing else.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The stages that ask the energy counter: its rhythm, whether it looks all the time, whether it agrees with the power."""
+"""The stages that ask the energy counter: its rhythm, whether it looks all the time, whether powers agree with it."""
 
 import argparse
 import json
@@ -19,11 +19,11 @@ from benchmarks.gpu_truth.sensors import (
     simulated_board,
     watched,
 )  # fmt: skip
-from benchmarks.gpu_truth.verdicts import mean_watts, part_time, ratios, tick_facts
+from benchmarks.gpu_truth.verdicts import mean_watts, part_time, ratios, rhythms, tick_facts
 from efftrain.monitor.idle import measure_idle
-from efftrain.sensors.examine import examine
+from efftrain.record.journal import read_journal
 from efftrain.sensors.nvml import PERIOD_S
-from efftrain.sensors.protocol import Discovery, Sensor
+from efftrain.sensors.protocol import Sensor
 from efftrain_kernels.evidence.gpu import KEPT
 from efftrain_kernels.evidence.stages import Stage
 
@@ -86,11 +86,13 @@ def run_parttime(stage: Stage) -> None:
     load, tick_s = bench.load(), _tick(bench)
     ends = {name: _steady(bench, name, load) for name in ("idle", "full")}
     rows: dict[str, Any] = {}
-    for name, period_s in (("1 tick", tick_s), ("0.77 tick", 0.77 * tick_s), ("2 ticks", 2 * tick_s), ("1 s", 1.0)):
+    long_s = bench.seconds(1.0)
+    for name, period_s in (("1 tick", tick_s), ("0.77 tick", 0.77 * tick_s), ("2 ticks", 2 * tick_s), ("1 s", long_s)):
         rows[name] = _wave(bench, load, name, period_s, tick_s)
-        means = [row["watts"][COUNTER] for row in rows["1 tick"]["phases"] if row["watts"][COUNTER] is not None]
+        seen = [row for row in rows["1 tick"]["phases"] if row["watts"][COUNTER] is not None]
+        means, duties = [row["watts"][COUNTER] for row in seen], [row["duty"] for row in seen]
         low, high = (ends[end]["watts"][COUNTER] or 0.0 for end in ("idle", "full"))
-        verdict = part_time(means, low, high)
+        verdict = part_time(means, duties, low, high)
         stage.write(
             complete=name == "1 s", right=True, tick_s=tick_s, ends=ends, waves=rows, part_time=verdict,
             verdict=verdict["verdict"],
@@ -108,9 +110,9 @@ def run_agreement(stage: Stage) -> None:
 
 
 def _wave(bench: Bench, load: Load, name: str, period_s: float, tick_s: float) -> dict[str, Any]:
-    """One square wave for 20 s in eight parts, each a part of a tick later than the last."""
+    """One square wave for 24 s in eight parts, each a part of a tick later than the last."""
     label = "wave-" + name.replace(" ", "-")
-    part_s = 2.5 if not bench.stage.dry else max(0.25, 2 * period_s)
+    part_s = 3.0 if not bench.stage.dry else 0.2
     waves = []
     with watched(bench.journal(label), bench.sensors):
         began = time.monotonic_ns()
@@ -130,7 +132,7 @@ def _wave(bench: Bench, load: Load, name: str, period_s: float, tick_s: float) -
 
 
 def _steady(bench: Bench, name: str, load: Load, seconds: float = 8.0) -> dict[str, Any]:
-    """Mean powers under one load; the first second (and what a mean over a second reaches back) is left out."""
+    """Mean powers under one load, two seconds after it began: a mean over a second reaches back."""
     settle_s, seconds = bench.seconds(2.0), bench.seconds(seconds)
     label = f"steady-{name}"
     with watched(bench.journal(label), bench.sensors):
@@ -163,23 +165,19 @@ def _tick(bench: Bench) -> float:
 
 
 def _looked_at(bench: Bench, name: str, load: Load | None = None) -> dict[str, Any]:
-    """Findings of a fast look at every reading, and the counter's updates as a run would re-time them."""
+    """The rhythm of every reading, looked at every 2 ms, and the counter's updates as a run would re-time them."""
     seconds = bench.seconds(6.0)
     label = f"look-{name}"
     with watched(bench.journal(label), bench.sensors):
+        start = time.monotonic_ns()
         load.full(seconds) if load else time.sleep(seconds)
+        window = (start, time.monotonic_ns())
     bench.keep(label)
     series = series_of(bench.journal(label))
-    facts = {"ticks": tick_facts(series[COUNTER].track)}
-    if load is None:
-        findings = examine(Discovery(list(bench.sensors)), seconds=seconds)
-        facts["findings"] = {f.name: {"tick_period_s": f.tick_period_s, "jitter_s": f.jitter_s, "unit": f.unit,
-                                      "resolution": f.resolution, "watts": f.watts, "of_counter": f.against_counter}
-                             for f in findings}  # fmt: skip
-    facts["distinct"] = {
-        one.info["name"]: len(set(one.track.joules)) for one in series.values() if one.track is not None
-    }
-    return facts
+    return {
+        "ticks": tick_facts(series[COUNTER].track), "rhythms": rhythms(read_journal(bench.journal(label)).of("tick")),
+        "watts": mean_watts(series, window),
+    }  # fmt: skip
 
 
 def _cost(bench: Bench, name: str, period_s: float) -> dict[str, float]:

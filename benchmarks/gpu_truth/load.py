@@ -52,7 +52,7 @@ class Load:
 
     def burst(self, seconds: float) -> tuple[int, int]:
         """Run for about so long; from when to when, in ns."""
-        start = time.monotonic_ns()
+        start = self._activity.begin()
         if self._cuda:
             products = max(1, round(seconds / self._unit_s))
             self._multiply(products)
@@ -60,9 +60,7 @@ class Load:
         else:
             while time.monotonic_ns() - start < seconds * 1e9:
                 self._multiply(1)
-        end = time.monotonic_ns()
-        self._activity.burst(start, end)
-        return start, end
+        return start, self._activity.end()
 
     def full(self, seconds: float) -> tuple[int, int]:
         """Run without a pause for so long; from when to when, in ns."""

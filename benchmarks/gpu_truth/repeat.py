@@ -54,7 +54,7 @@ def _add(found: dict[str, list[float]], journal: Path, ends: list[int]) -> None:
     if track is None:
         return
     for length, values in found.items():
-        values += joules_per_step(windows_at_ticks(track, float(length), (ends[0], ends[-1])), ends)
+        values.extend(joules_per_step(windows_at_ticks(track, float(length), (ends[0], ends[-1])), ends))
 
 
 def _training(stage: Stage) -> tuple[Session, torch.Tensor]:
@@ -69,14 +69,14 @@ def _training(stage: Stage) -> tuple[Session, torch.Tensor]:
 
 def _train(session: Session, tokens: torch.Tensor, bench: Bench, seconds: float) -> list[int]:
     """Train for so long; when the first step began and each ended, ns."""
-    start = time.monotonic_ns()
+    start = bench.activity.begin()
     ends = [start]
     while ends[-1] - start < seconds * 1e9:
         train_step(session, lambda: tokens, _unmarked)
         if session.device.type == "cuda":
             torch.cuda.synchronize()
         ends.append(time.monotonic_ns())
-        bench.activity.burst(ends[-2], ends[-1])
+    bench.activity.end()
     return ends
 
 

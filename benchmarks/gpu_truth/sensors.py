@@ -7,6 +7,7 @@ archive that comes back.
 import contextlib
 import dataclasses
 import gzip
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,9 +35,17 @@ class Activity:
         self._origin = time.monotonic_ns()
         self._bursts: list[tuple[float, float]] = []
 
-    def burst(self, start_ns: int, end_ns: int) -> None:
-        """The load ran from one moment to another."""
-        self._bursts.append(((start_ns - self._origin) / 1e9, (end_ns - self._origin) / 1e9))
+    def begin(self) -> int:
+        """The load begins; when, in ns."""
+        now = time.monotonic_ns()
+        self._bursts.append(((now - self._origin) / 1e9, math.inf))
+        return now
+
+    def end(self) -> int:
+        """The load ends; when, in ns."""
+        now = time.monotonic_ns()
+        self._bursts[-1] = (self._bursts[-1][0], (now - self._origin) / 1e9)
+        return now
 
     @property
     def curve(self) -> PowerCurve:

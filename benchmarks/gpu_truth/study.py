@@ -1,7 +1,7 @@
 """The studies: planned where records can be rendered, made where the GPU is, collected where they were planned.
 
 A prepared study is one file, STUDY.json, with its plan and its settings. The stage makes its runs in order, each as
-`efftrain bench` makes it, and keeps each journal as soon as it is whole, so that the next try goes on with the next run.
+`efftrain bench` makes it, and keeps each journal as soon as it is whole; the next try goes on with the next run.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from benchmarks.gpu_truth.sensors import pack
 from efftrain.hardware.probe import cpu
 from efftrain.record.folder import StudyFolder
 from efftrain.record.plain import from_plain
-from efftrain.study.plan import STUDY_PRESETS, Plan, Request, RunPlan, base_config, make_plan
+from efftrain.sensors.nvml import gpu_facts
+from efftrain.study.plan import Plan, Request, RunPlan, make_plan
 from efftrain.study.process import make_run, measure_idle_power, measure_peaks, run_spec, run_status
 from efftrain.study.variants import BASELINE, VARIANTS
 from efftrain_kernels.evidence.gpu import KEPT, restore
@@ -34,8 +35,19 @@ LARGE_RUNS: dict[str, dict[str, Any]] = {
     "kernels": {"attention": "efftrain"},
     "kernels-compile": {"attention": "efftrain", "compile": True},
 }
+WORTHWHILE_S = 30.0
+"""A run is not begun with less time than this."""
 STOP_S = 15.0
 """Before the stage's end a run is asked to stop: it may be in a step."""
+
+
+class Unseen(Stage):
+    """A stage whose process has no CUDA context: it would draw power and hold memory beside the runs."""
+
+    @property
+    def device_name(self) -> str:
+        """As NVML tells it."""
+        return super().device_name if self.dry else str(gpu_facts((0,))[0]["name"])
 
 
 class Said:
@@ -79,7 +91,7 @@ def prepare(out: Path, *, steps: int | None = None, seeds: int = 1, device: str 
             seeds=seeds if name == SMALL else 1, variants=variants if name == SMALL else (BASELINE,),
         )  # fmt: skip
         plan = _seldom_evaluated(make_plan(request))
-        plan = plan if name == SMALL else _large(plan, request, ("sdpa",) if dry else tuple(LARGE_RUNS))
+        plan = plan if name == SMALL else _large(plan, ("sdpa",) if dry else tuple(LARGE_RUNS))
         prepared = {"plan": dataclasses.asdict(plan), "settings": settings}
         (out / f"{name}.json").write_text(json.dumps(prepared, indent=1) + "\n")
         print(f"{out / name}.json: {len(plan.runs)} runs")
@@ -87,6 +99,7 @@ def prepare(out: Path, *, steps: int | None = None, seeds: int = 1, device: str 
 
 def run_study(stage: Stage) -> None:
     """Make the runs of one prepared study that are not there yet."""
+    stage = Unseen(stage.name, stage.folder, stage.deadline, stage.dry, stage.before, stage.options)
     plans = stage.options.get("plans")
     path = Path(plans or "") / f"{stage.name}.json"
     if not plans or not path.exists():
@@ -99,7 +112,7 @@ def run_study(stage: Stage) -> None:
     if not _unpack(kept, folder, plan.study_id):
         stage.before.clear()
     (kept / "prepared.json").write_text(path.read_text())
-    facts = stage.before.get("facts") or _facts(plan, prepared["settings"])
+    facts = _facts(plan, prepared["settings"])
     with _time_limit(stage.deadline - (0.0 if stage.dry else STOP_S)):
         _make_all(stage, plan, folder, facts)
 
@@ -117,6 +130,8 @@ def _make_all(stage: Stage, plan: Plan, folder: StudyFolder, facts: dict[str, An
         for index, run in enumerate(runs, 1):
             if run.run_id in made:
                 continue
+            if not stage.dry and time.monotonic() + WORTHWHILE_S + STOP_S > stage.deadline:
+                return
             for one in _with_teacher(run, plan, folder):
                 began = time.monotonic()
                 Said().run_started(one, index, len(runs))
@@ -174,10 +189,9 @@ def _seldom_evaluated(plan: Plan) -> Plan:
     return dataclasses.replace(plan, runs=runs)
 
 
-def _large(plan: Plan, request: Request, names: tuple[str, ...]) -> Plan:
+def _large(plan: Plan, names: tuple[str, ...]) -> Plan:
     """The runs of `LARGE_RUNS`: bf16 all, which no single variant is together with kernels or compilation."""
     (only,) = plan.runs
-    assert base_config(request, STUDY_PRESETS[request.preset]).model == only.config.model
     runs: list[RunPlan] = []
     for name in names:
         change = LARGE_RUNS[name]

@@ -13,6 +13,7 @@ from benchmarks.gpu_truth.sensors import COUNTER
 from efftrain.meters.energy.series import Series
 from efftrain.meters.energy.ticks import Track
 from efftrain.meters.windows import Window
+from efftrain.record.journal import Line
 
 ALL_THE_TIME = 0.1
 """A swing below this is taken for none: jitter of the load and of the ticks makes some."""
@@ -31,6 +32,21 @@ def tick_facts(track: Track | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def rhythms(ticks: Sequence[Line]) -> dict[str, dict[str, Any]]:
+    """How often and how finely each reading changed, from the tick lines of a fast record."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(line["sensor"] for line in ticks):
+        own = [line for line in ticks if line["sensor"] == name]
+        moments = [(line["t"] + line["since"]) / 2e9 for line in own if "since" in line]
+        gaps = [b - a for a, b in itertools.pairwise(moments)]
+        steps = [abs(b["value"] - a["value"]) for a, b in itertools.pairwise(own) if b["value"] != a["value"]]
+        found[name] = {
+            "changes": len(moments), "median_gap_s": statistics.median(gaps) if gaps else None,
+            "gap_sd_s": statistics.stdev(gaps) if len(gaps) > 1 else None, "smallest_step": min(steps, default=None),
+        }  # fmt: skip
+    return found
+
+
 def mean_watts(series: Mapping[str, Series], window: Window) -> dict[str, float | None]:
     """Mean power in W of each sensor over a window, a counter's between its own updates inside the window."""
     return {name: _mean(one, window) for name, one in series.items()}
@@ -42,7 +58,7 @@ def ratios(watts: Mapping[str, float | None]) -> dict[str, float | None]:
     return {name: w / counter if w and counter else None for name, w in watts.items() if name != COUNTER}
 
 
-def part_time(means: Sequence[float], low_w: float, high_w: float) -> dict[str, Any]:
+def part_time(means: Sequence[float], duties: Sequence[float], low_w: float, high_w: float) -> dict[str, Any]:
     """Whether a counter looks all the time, from its mean power under one load in step with its ticks.
 
     The load is a square wave of one tick's period whose phase against the ticks was moved on; its true mean does not
@@ -50,22 +66,24 @@ def part_time(means: Sequence[float], low_w: float, high_w: float) -> dict[str, 
     only idle and only load, and above that between (f − 1/2)/f and (1/2)/f of the load: a swing of (1 − f)/f.
 
     Args:
-        means: W by the counter, one for each phase; four phases a quarter apart or more.
+        means: W by the counter, one for each phase; eight phases an eighth of a tick apart, at least four.
+        duties: share of the time in which the load truly ran in each phase: what they differ by is not the counter's.
         low_w: W by the counter when idle.
         high_w: W by the counter under the load all the time.
 
     Returns:
-        Keys: swing, looks_at_least (share of the time), full_time, verdict (a sentence).
+        Keys: swing, share (of the time, from the swing), full_time, verdict (a sentence).
     """
     if len(means) < 4 or not high_w > low_w:
         return {"swing": None, "full_time": None, "verdict": _UNDECIDED}
-    swing = (max(means) - min(means)) / (high_w - low_w)
+    seen_more = [(mean - low_w) / (high_w - low_w) - duty for mean, duty in zip(means, duties, strict=True)]
+    swing = max(seen_more) - min(seen_more)
     share = 1 / (1 + swing)
     full_time = swing < ALL_THE_TIME
     seen = f"moving the load against the ticks moves the counter's mean by {swing:.1%} of what the load adds"
     if full_time:
         verdict = f"the counter looks all the time: {seen}, less than {ALL_THE_TIME:.0%}"
-    elif swing > 0.7:  # four phases miss the extremes by an eighth of a tick at most
+    elif swing > 0.7:  # eight phases miss the extremes by a sixteenth of a tick, an eighth of the swing at most
         verdict = f"the counter looks part of the time, perhaps half or less of each tick: {seen}"
     else:
         verdict = f"the counter looks part of the time, about {share:.0%} of each tick: {seen}"
@@ -106,7 +124,8 @@ def scatter(values: Sequence[float]) -> dict[str, Any]:
         return {"windows": len(values), "mean": None, "relative_sd": None, "u_of_sd": None}
     mean, n = statistics.fmean(values), len(values)
     return {
-        "windows": n, "mean": mean, "relative_sd": statistics.stdev(values) / mean, "u_of_sd": 1 / math.sqrt(2 * (n - 1)),
+        "windows": n, "mean": mean, "relative_sd": statistics.stdev(values) / mean,
+        "u_of_sd": 1 / math.sqrt(2 * (n - 1)),
     }  # fmt: skip
 
 

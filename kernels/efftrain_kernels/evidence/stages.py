@@ -55,11 +55,16 @@ class Stage:
         """The CUDA device, or the CPU in a dry run."""
         return torch.device("cpu") if self.dry else measure.default_device()
 
+    @property
+    def device_name(self) -> str:
+        """Such as `NVIDIA H200`."""
+        return measure.device_name(self.device)
+
     def write(self, *, complete: bool, right: bool, **facts: Any) -> None:
         """Write the result as it is now."""
         result = {
             "stage": self.name, "complete": complete, "right": right, "dry": self.dry,
-            "device": measure.device_name(self.device), "versions": measure.versions(),
+            "device": self.device_name, "versions": measure.versions(),
             "seconds": round(time.monotonic() - self.began, 1), **facts,
         }  # fmt: skip
         draft = self.folder / "result.json.draft"
