@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
-.PHONY: setup bench test test-slow gpu lint types contracts schemas clean
+.PHONY: setup bench test test-slow gpu gpu-truth lint types contracts schemas clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,12 @@ test-slow: setup
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
 	PYTHONPATH=kernels $(GPU_PYTHON) -m efftrain_kernels.evidence gpu $(GPU_ARGS)
+
+# What the energy counter is worth, and the first study on CUDA: docs/gpu.md. Needs no pydantic; call it again to go on.
+TRUTH_PLANS ?= reports/plans
+TRUTH_OUT ?= reports/truth
+gpu-truth:
+	PYTHONPATH=kernels:. $(GPU_PYTHON) -m benchmarks.gpu_truth run --plans $(TRUTH_PLANS) --out $(TRUTH_OUT) $(TRUTH_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
