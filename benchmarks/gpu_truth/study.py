@@ -123,7 +123,10 @@ def _make_all(stage: Stage, plan: Plan, folder: StudyFolder, facts: dict[str, An
     runs = _pupils_after_their_teachers(plan)
 
     def write(*, complete: bool) -> None:
-        stage.write(complete=complete, right=True, runs=made, seconds_of_runs=seconds, facts=facts)
+        wrong = [f"{run_id}: {status}" for run_id, status in made.items() if status != "complete"]
+        stage.write(
+            complete=complete, right=not wrong, wrong=wrong, runs=made, seconds_of_runs=seconds, facts=facts
+        )  # fmt: skip
 
     write(complete=False)
     try:
