@@ -130,7 +130,7 @@ def gpu_facts(
     """What NVML tells about each board, for a run's environment; None where a board or a driver does not tell.
 
     Keys: name, uuid, index, driver, power_limit_w, max_sm_clock_hz, max_memory_clock_hz, memory_bytes, mig, vgpu and
-    other_processes (compute processes on the board that are not this one).
+    other_processes (compute processes on the board that are not this one), and other_process_ids, their numbers.
     """
     boards = _boards(devices, library, environ)
     return [_facts(board) for board in boards if isinstance(board, _Board)]
@@ -282,6 +282,7 @@ def _facts(board: _Board) -> dict[str, Any]:
     memory_mhz = ask(library.nvmlDeviceGetMaxClockInfo, library.NVML_CLOCK_MEM)
     memory = ask(library.nvmlDeviceGetMemoryInfo)
     processes = ask(library.nvmlDeviceGetComputeRunningProcesses)
+    others = None if processes is None else [p.pid for p in processes if p.pid != os.getpid()]
     return {
         "name": ask(library.nvmlDeviceGetName),
         "uuid": board.uuid,
@@ -293,7 +294,8 @@ def _facts(board: _Board) -> dict[str, Any]:
         "memory_bytes": None if memory is None else memory.total,
         "mig": _mig(library, handle),
         "vgpu": _vgpu(library, handle),
-        "other_processes": None if processes is None else sum(p.pid != os.getpid() for p in processes),
+        "other_processes": None if others is None else len(others),
+        "other_process_ids": others,
     }
 
 

@@ -31,6 +31,10 @@ ROUNDS: Final = 3
 SETTLE_S: Final = 0.5
 """The same work before a block begins, for the device's power and for a sensor that is late."""
 
+JITTER_S: Final = 0.1
+"""A block begins anywhere within this time, a usual counter's update period: where a sensor that looks only a part of
+the time keeps one beat with the work, it meets another moment of it in each block, and the scatter tells."""
+
 Part = Callable[[], None]
 
 
@@ -51,9 +55,11 @@ def measure_blocks(
     with restored(session):
         set_learning_rate(session.optimizer, 0.0)
         parts = _parts(session, batches)
-        for name in _order(list(parts), rounds, session.config.seed):
+        generator = random.Random(session.config.seed)
+        for name in _order(list(parts), rounds, generator):
             if should_stop():
                 return
+            time.sleep(generator.uniform(0, JITTER_S))
             _block(name, parts[name], session.device, recorder, seconds)
 
 
@@ -140,9 +146,8 @@ def _fetch(batches: Batches, step: int) -> None:
     batches.train(step)
 
 
-def _order(names: list[str], rounds: int, seed: int) -> list[str]:
+def _order(names: list[str], rounds: int, generator: random.Random) -> list[str]:
     """Every name once a round, each round in an order of its own."""
-    generator = random.Random(seed)
     return [name for _ in range(rounds) for name in generator.sample(names, len(names))]
 
 

@@ -88,4 +88,4 @@ def test_facts_of_a_board_that_tells_little():
         (facts,) = gpu_facts(None)
     unknown = {"power_limit_w", "max_sm_clock_hz", "max_memory_clock_hz", "memory_bytes", "mig", "vgpu"}
     assert {key for key, value in facts.items() if value is None} == unknown
-    assert facts["other_processes"] == 1
+    assert (facts["other_processes"], facts["other_process_ids"]) == (1, [1])

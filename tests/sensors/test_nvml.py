@@ -253,6 +253,7 @@ def test_facts_of_a_board():
         "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-0a5e-0000", "index": 0, "driver": "590.48",
         "power_limit_w": 700.0, "max_sm_clock_hz": 1_980_000_000, "max_memory_clock_hz": 1_980_000_000,
         "memory_bytes": 80 * 2**30, "mig": None, "vgpu": False, "other_processes": 2,
+        "other_process_ids": [-1, -2],
     }]  # fmt: skip
 
 
@@ -264,6 +265,7 @@ def test_facts_that_cannot_be_asked_are_none():
     facts = gpu_facts(None, library=FakeNvml(board(0, **lacking)), environ={})[0]
     assert {key for key, value in facts.items() if value is None} == {
         "power_limit_w", "max_sm_clock_hz", "max_memory_clock_hz", "memory_bytes", "mig", "vgpu", "other_processes",
+        "other_process_ids",
     }  # fmt: skip
 
 

@@ -118,7 +118,8 @@ def _phase_lock(counters: Sequence[Series], steps: Sequence[Line]) -> Check:
         return Check(
             name=name, status="warning",
             detail=f"{'; '.join(beats)}, over and over: a sensor that looks only a part of the time would be wrong in "
-            "the same way however long it runs; a run with another batch size tells",
+            "the same way however long it runs; a run with another batch size tells, and so do jittered blocks "
+            "(--phase-energy blocks) in a training of efftrain's own",
         )  # fmt: skip
     return Check(name=name, status="passed", detail="ticks fall anywhere in a step")
 
@@ -158,8 +159,9 @@ def _alone(environment: Line) -> Check:
 
 def _shared_with(device: dict[str, Any]) -> str:
     others = device.get("other_processes") or 0
+    known = ", ".join(map(str, device.get("other_process_ids") or []))
     reasons = [
-        f"{others} other process{'' if others == 1 else 'es'}" if others else "",
+        f"{others} other process{'' if others == 1 else 'es'}{f' ({known})' if known else ''}" if others else "",
         "split by MIG" if device.get("mig") else "",
         "a virtual GPU" if device.get("vgpu") else "",
     ]

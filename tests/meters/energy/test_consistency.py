@@ -49,7 +49,7 @@ def test_power_beside_a_counter_is_not_billed(info, header):
 def test_a_step_that_beats_with_the_tick_is_named(info, header, step_s, status):
     check = checks(info, header, step_s=step_s)["phase_lock"]
     assert check.status == status
-    assert ("another batch size" in check.detail) == (status == "warning")
+    assert ("jittered blocks" in check.detail) == (status == "warning")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,7 @@ def test_a_step_that_beats_with_the_tick_is_named(info, header, step_s, status):
     [
         ({"uuid": "GPU-1", "other_processes": 0}, "passed", "no other process"),
         ({"uuid": "GPU-1", "other_processes": 2}, "warning", "GPU-1: 2 other processes"),
+        ({"uuid": "GPU-1", "other_processes": 2, "other_process_ids": [7, 9]}, "warning", "2 other processes (7, 9)"),
         ({"uuid": "GPU-1", "other_processes": 0, "mig": True}, "warning", "split by MIG"),
         ({"uuid": "GPU-1", "other_processes": None}, "skipped", "does not tell"),
     ],
