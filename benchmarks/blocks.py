@@ -17,7 +17,7 @@ from efftrain.study.batches import CorpusBatches
 from efftrain.study.plan import STUDY_PRESETS, Request, base_config
 from efftrain.training.loop import train
 from efftrain.training.session import Session, build_session
-from efftrain.workload.corpus import prepare
+from efftrain.workload.text.corpus import prepare
 
 Block = Callable[[], float]
 """Trains some steps and returns the seconds of one."""

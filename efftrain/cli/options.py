@@ -72,7 +72,7 @@ def usage_errors() -> Iterator[None]:
     from efftrain.record.schema import RecordError
     from efftrain.study.plan import PlanError
     from efftrain.training.config import ConfigError
-    from efftrain.workload.corpus import DataError
+    from efftrain.workload.text.corpus import DataError
 
     try:
         yield
@@ -133,7 +133,7 @@ def check_corpus(plan: "Plan") -> None:
     Raises:
         DataError: no text, or too little for one batch.
     """
-    from efftrain.workload.corpus import prepare
+    from efftrain.workload.text.corpus import prepare
 
     if not plan.runs:
         return
@@ -148,7 +148,7 @@ def attention(name: str) -> Any:
     Raises:
         PlanError: another name.
     """
-    from efftrain.workload.presets import Attention
+    from efftrain.workload.models.presets import Attention
 
     return _one_of(name, "--attention", Attention)
 

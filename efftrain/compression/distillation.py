@@ -6,7 +6,7 @@ from torch import Tensor
 
 from efftrain.training.config import DistillConfig
 from efftrain.training.session import Forward, Losses, Objective, cross_entropy_sum
-from efftrain.workload.transformer import Transformer
+from efftrain.workload.models.transformer import Transformer
 
 
 def forward_kl_sum(student_btv: Tensor, teacher_btv: Tensor, temperature: float) -> Tensor:

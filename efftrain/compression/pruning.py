@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from efftrain.training.config import ConfigError
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.session import Session
-from efftrain.workload.presets import ModelConfig
-from efftrain.workload.transformer import Block, Transformer
+from efftrain.workload.models.presets import ModelConfig
+from efftrain.workload.models.transformer import Block, Transformer
 
 
 @dataclass(frozen=True, slots=True)

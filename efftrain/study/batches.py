@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from efftrain.training.config import RunConfig
-from efftrain.workload.corpus import Corpus, batch, validation_batches
+from efftrain.workload.text.corpus import Corpus
+from efftrain.workload.text.windows import batch, validation_batches
 
 
 class CorpusBatches:

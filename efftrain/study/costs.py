@@ -18,7 +18,7 @@ from efftrain.record.recorder import Recorder
 from efftrain.training.config import RunConfig
 from efftrain.training.loop import Batches
 from efftrain.training.session import Mark, Session, build_session, next_token_objective, train_step
-from efftrain.workload.transformer import Transformer
+from efftrain.workload.models.transformer import Transformer
 
 _ENVELOPE = ("kind", "t")
 

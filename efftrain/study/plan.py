@@ -16,7 +16,7 @@ from typing import Any
 from efftrain.hardware.probe import cpu
 from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
 from efftrain.training.config import OptimizerConfig, OptimizerName, RunConfig
-from efftrain.workload.presets import PRESETS, Attention
+from efftrain.workload.models.presets import PRESETS, Attention
 
 MAX_SEED = 2**32
 """Beyond any need, and within what every generator of random numbers takes."""

@@ -26,8 +26,8 @@ from efftrain.training.session import (
     preserved,
     train_step,
 )  # fmt: skip
-from efftrain.workload.corpus import Corpus, prepare
-from efftrain.workload.transformer import Transformer
+from efftrain.workload.models.transformer import Transformer
+from efftrain.workload.text.corpus import Corpus, prepare
 
 CPU_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
 """What torch's CPU allocator says when the system refuses; it has no exception class of its own."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from efftrain.training.session import Session
-from efftrain.workload.transformer import Transformer
+from efftrain.workload.models.transformer import Transformer
 
 
 def save_weights(session: Session, path: Path) -> None:

@@ -9,7 +9,7 @@ import math
 from typing import Any, Literal, get_args
 
 from efftrain.record.plain import from_plain
-from efftrain.workload.presets import ModelConfig
+from efftrain.workload.models.presets import ModelConfig
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """`bf16` and `fp16` are autocast over fp32 weights; `tf32` lets fp32 matrix products round their inputs."""

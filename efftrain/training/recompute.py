@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from efftrain.training.config import Recompute
-from efftrain.workload.transformer import ATTENTION_OPS, Block, Transformer, call_block
+from efftrain.workload.models.transformer import ATTENTION_OPS, Block, Transformer, call_block
 
 
 def apply_recompute(model: Transformer, recompute: Recompute) -> None:

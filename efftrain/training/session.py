@@ -17,7 +17,7 @@ from efftrain.training.config import RunConfig
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.precision import autocast, loss_scaler
 from efftrain.training.recompute import apply_recompute
-from efftrain.workload.transformer import Transformer, initialise
+from efftrain.workload.models.transformer import Transformer, initialise
 
 Forward = Callable[[Tensor], Tensor]
 """Token ids [B, T] -> logits [B, T, V]."""

@@ -4,7 +4,7 @@ import pytest
 
 from efftrain.training.config import PruneConfig, RunConfig
 from efftrain.training.session import build_session
-from efftrain.workload.presets import ModelConfig
+from efftrain.workload.models.presets import ModelConfig
 
 TINY = ModelConfig(
     d_model=16, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4, d_ff=24, vocab_size=32, seq_len=8,

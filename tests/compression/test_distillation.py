@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from efftrain.compression.distillation import distillation_objective, forward_kl_sum
 from efftrain.training.config import DistillConfig
 from efftrain.training.session import build_session
-from efftrain.workload.presets import ModelConfig
+from efftrain.workload.models.presets import ModelConfig
 
 
 def logits(seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

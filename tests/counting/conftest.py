@@ -13,8 +13,8 @@ from efftrain.counting.flops import PhaseMark
 from efftrain.counting.memory import Held
 from efftrain.training.config import Recompute
 from efftrain.training.recompute import apply_recompute
-from efftrain.workload.presets import ModelConfig
-from efftrain.workload.transformer import Transformer
+from efftrain.workload.models.presets import ModelConfig
+from efftrain.workload.models.transformer import Transformer
 from efftrain_kernels import AdamW
 
 BATCH = 2

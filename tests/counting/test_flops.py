@@ -12,7 +12,7 @@ from torch.utils import flop_counter
 
 import efftrain_kernels
 from efftrain.counting.flops import CostCounter, CostRow, StepCost, _formulas, count_step, fake_mode
-from efftrain.workload.transformer import ATTENTION
+from efftrain.workload.models.transformer import ATTENTION
 
 FORMS = {
     "mha": {"num_kv_heads": 4},

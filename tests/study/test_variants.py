@@ -3,7 +3,7 @@ import pytest
 from efftrain.study.plan import Request, make_plan
 from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
 from efftrain.training.config import RunConfig
-from efftrain.workload.presets import PRESETS
+from efftrain.workload.models.presets import PRESETS
 
 BASE = RunConfig(model=PRESETS["nano"], steps=30, batch_size=4)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from efftrain.training.config import OptimizerConfig, RunConfig
-from efftrain.workload.presets import ModelConfig
+from efftrain.workload.models.presets import ModelConfig
 
 TINY = ModelConfig(
     d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24, vocab_size=32, seq_len=8,

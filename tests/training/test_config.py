@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from efftrain.training.config import ConfigError, OptimizerConfig, PruneConfig, RunConfig, from_dict, learning_rate
-from efftrain.workload.presets import PRESETS, ModelConfig
+from efftrain.workload.models.presets import PRESETS, ModelConfig
 
 
 def config(**changes: Any) -> RunConfig:

@@ -17,15 +17,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from efftrain.workload.text.config import DataError
+
 _KINDS: Final = "a .txt, a .jsonl with a `text` field, or a folder of those"
 _HEAD_BYTES: Final = 65_536
 _CHUNK_BYTES: Final = 1 << 20
 _NOT_LIBRARY: Final = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _SEPARATOR: Final = re.compile(r"\f|<\|endoftext\|>")
-
-
-class DataError(ValueError):
-    """Text that cannot be trained on; the message is one line that names the file and what it needs."""
 
 
 def source_name(source: Path | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from efftrain.workload.documents import DataError, check_source, content_hash, documents, source_files, source_name
+from efftrain.workload.text.documents import DataError, check_source, content_hash, documents, source_files, source_name
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -140,5 +140,5 @@ def test_an_unreadable_file(tmp_path, monkeypatch, use):
 
 
 def test_importing_it_loads_neither_torch_nor_numpy():
-    code = "import sys, efftrain.workload.documents; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys, efftrain.workload.text.documents; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

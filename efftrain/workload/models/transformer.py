@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efftrain.workload.presets import Attention, ModelConfig
+from efftrain.workload.models.presets import Attention, ModelConfig
 from efftrain_kernels import attention as efftrain_attention
 
 AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]

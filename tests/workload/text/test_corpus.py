@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload import corpus
-from efftrain.workload.corpus import DataError, batch, prepare, validation_batches
-from efftrain.workload.tokenizer import END_OF_TEXT, load_tokenizer
+from efftrain.workload.text import corpus
+from efftrain.workload.text.corpus import DataError, prepare
+from efftrain.workload.text.tokenizer import END_OF_TEXT, load_tokenizer
+from efftrain.workload.text.windows import batch, validation_batches
 
 VOCAB = 300
 
@@ -142,7 +143,7 @@ def test_two_at_a_time_agree(source, tmp_path):
 def test_two_processes_make_the_same_bytes(made, source, tmp_path):
     code = f"""
 from pathlib import Path
-from efftrain.workload.corpus import prepare
+from efftrain.workload.text.corpus import prepare
 prepare(Path({str(source)!r}), {VOCAB}, cache=Path({str(tmp_path / "other")!r}))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -284,5 +285,5 @@ def test_validation_with_few_tokens():
 
 
 def test_importing_it_does_not_load_torch():
-    code = "import sys, efftrain.workload.corpus; sys.exit('torch' in sys.modules)"
+    code = "import sys, efftrain.workload.text.corpus; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload.tokenizer import END_OF_TEXT, WordEncoder, load_tokenizer, train_tokenizer
+from efftrain.workload.text.tokenizer import END_OF_TEXT, WordEncoder, load_tokenizer, train_tokenizer
 
 TEXTS = ["def area(width, height):\n    return width * height\n" * 20, "naïve café, 東京 2024 — 12345 \t\x00\x7f"]
 TOKENIZER = train_tokenizer(TEXTS, 300)
@@ -73,7 +73,7 @@ def test_a_saved_tokenizer_is_the_same(tmp_path):
 
 def test_the_same_texts_give_the_same_tokenizer_in_another_process():
     code = f"""
-from efftrain.workload.tokenizer import train_tokenizer
+from efftrain.workload.text.tokenizer import train_tokenizer
 print(train_tokenizer({TEXTS!r}, 300).to_str(), end="")
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, encoding="utf-8")

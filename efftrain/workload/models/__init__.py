@@ -1,0 +1,1 @@
+"""The default model: its sizes, and what computes it."""

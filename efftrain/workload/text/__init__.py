@@ -1,0 +1,1 @@
+"""Text on this machine, and how it becomes tokens in batches."""
