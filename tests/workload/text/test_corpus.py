@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload.text import corpus
+from efftrain.workload.text import corpus, windows
 from efftrain.workload.text.corpus import DataError, prepare
 from efftrain.workload.text.tokenizer import END_OF_TEXT, load_tokenizer
 from efftrain.workload.text.windows import batch, validation_batches
@@ -256,7 +256,7 @@ def test_the_order_is_the_same_on_every_machine():
 
 def test_the_order_has_no_pattern():
     size = 10_007
-    order = corpus._permuted(np.arange(size, dtype=np.uint64), size, "0/0").astype(np.int64)
+    order = windows._permuted(np.arange(size, dtype=np.uint64), size, "0/0").astype(np.int64)
     assert sorted(order.tolist()) == list(range(size))
     # For a random permutation these correlations are about N(0, 1 / size); 4 standard deviations are allowed.
     for lag in (1, 2, 101):
