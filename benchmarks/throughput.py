@@ -25,8 +25,8 @@ def bare_loop(session: Session, batches: CorpusBatches) -> float:
     model, optimizer, config = session.model, session.optimizer, session.config
     began = time.perf_counter()
     for step in range(1, config.steps + 1):
-        tokens = batches.train(step)
-        F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        batch = batches.train(step)
+        F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

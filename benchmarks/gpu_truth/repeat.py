@@ -13,6 +13,7 @@ from benchmarks.gpu_truth.sensors import COUNTER, series_of, watched
 from benchmarks.gpu_truth.verdicts import joules_per_step, scatter, windows_at_ticks
 from efftrain.sensors.nvml import PERIOD_S
 from efftrain.study.plan import STUDY_PRESETS, Request, base_config
+from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.session import Session, build_session, train_step
 from efftrain_kernels.evidence.stages import Stage
 
@@ -57,22 +58,23 @@ def _add(found: dict[str, list[float]], journal: Path, ends: list[int]) -> None:
         values.extend(joules_per_step(windows_at_ticks(track, float(length), (ends[0], ends[-1])), ends))
 
 
-def _training(stage: Stage) -> tuple[Session, torch.Tensor]:
+def _training(stage: Stage) -> tuple[Session, Batch]:
     """`small` in bf16 on one fixed batch: every step does the same work."""
     model = "nano" if stage.dry else "small"
     config = base_config(Request(model=model, steps=1000, device=str(stage.device)), STUDY_PRESETS["quick"])
     config = dataclasses.replace(config, precision="bf16", **({"threads": 1} if stage.dry else {}))
     torch.manual_seed(config.seed)
     shape = (config.batch_size * config.grad_accumulation, config.model.seq_len + 1)
-    return build_session(config), torch.randint(config.model.vocab_size, shape, device=stage.device)
+    tokens = torch.randint(config.model.vocab_size, shape, device=stage.device)
+    return build_session(config), next_token_batch(tokens)
 
 
-def _train(session: Session, tokens: torch.Tensor, bench: Bench, seconds: float) -> list[int]:
+def _train(session: Session, batch: Batch, bench: Bench, seconds: float) -> list[int]:
     """Train for so long; when the first step began and each ended, ns."""
     start = bench.activity.begin()
     ends = [start]
     while ends[-1] - start < seconds * 1e9:
-        train_step(session, lambda: tokens, _unmarked)
+        train_step(session, lambda: batch, _unmarked)
         if session.device.type == "cuda":
             torch.cuda.synchronize()
         ends.append(time.monotonic_ns())

@@ -20,9 +20,10 @@ from efftrain.comparison.statistics import (
 )
 from efftrain.comparison.targets import Reading, censored_ratio, to_target
 from efftrain.record.quantities import Quantity
+from efftrain.record.recorder import ENDED_WELL
 from efftrain.record.schema import Ratio, Run, VariantSummary, Verdict
 
-COUNTED = frozenset({"complete", "early-stopped", "target-reached"})
+COUNTED = ENDED_WELL
 """Statuses of runs that ended as planned; no other run enters a mean or a ratio."""
 
 

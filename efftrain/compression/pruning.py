@@ -104,6 +104,7 @@ def prune_session(session: Session, batches: Iterable[Tensor]) -> None:
     if target is None:
         raise ConfigError("this configuration prunes nothing")
     model = session.model
+    assert isinstance(model, Transformer), "RunConfig prunes the default model alone"
     kept = choose(measure_importance(model, batches), model, target)
     smaller = prune(model, kept)
     fresh = build_optimizer(smaller, session.config.optimizer)

@@ -14,12 +14,11 @@ from efftrain.meters.utilization import cost_stages, flops_section, work_done
 from efftrain.meters.windows import BOUNDARY, Window, billed_windows, clip, seconds
 from efftrain.record.journal import Journal, Line
 from efftrain.record.quantities import Quantity, estimate, missing, scaled
+from efftrain.record.recorder import ENDED_WELL
 from efftrain.record.schema import RUN_SCHEMA, Energy, Loss, Run, Teacher, Validation
 
 _LARGEST_EXPONENT = 700.0
 """exp of more is beyond a double."""
-
-_ENDED_WELL = frozenset({"complete", "early-stopped", "target-reached"})
 
 
 def assemble(journal: Journal) -> Run:
@@ -115,7 +114,7 @@ def _final(evaluations: Sequence[Line], status: str) -> Quantity:
         return missing(unit, source=f"no evaluation; the run ended as {status}", boundary=boundary)
     last = evaluations[-1]
     source = f"evaluation after step {last['step']}"
-    if status not in _ENDED_WELL:
+    if status not in ENDED_WELL:
         source += f", the last one of a run that ended as {status}"
     if last["loss"] is None:
         return missing(unit, source=f"{source}: the loss was not finite", boundary=boundary)

@@ -42,7 +42,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return from_plain(hint, value, where)  # pyright: ignore[reportArgumentType]
     if origin in (Union, UnionType):
         chosen = [part for part in parts if part is not NoneType]
-        return None if value is None and NoneType in parts else _value(chosen[0], value, where)
+        return None if value is None and NoneType in parts else _value(_fitting(chosen, value), value, where)
     if origin is Literal:
         return _checked(value, value in parts, f"one of {', '.join(map(str, parts))}", where)
     if origin is tuple:
@@ -55,9 +55,20 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin is dict:
         _checked(value, isinstance(value, Mapping), "names and values", where)
         return {name: _value(parts[1], item, _join(where, name)) for name, item in value.items()}
+    right = hint is Any or _fits(hint, value)
+    return _checked(value, right, str(getattr(hint, "__name__", hint)), where)
+
+
+def _fits(hint: Any, value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    right = number and (hint is float or isinstance(value, int)) if hint in (int, float) else isinstance(value, hint)
-    return _checked(value, right, hint.__name__, where)
+    return number and (hint is float or isinstance(value, int)) if hint in (int, float) else isinstance(value, hint)
+
+
+def _fitting(kinds: Sequence[Any], value: Any) -> Any:
+    """Of several dataclasses the first that knows all names of `value`; the first kind where none does."""
+    records = [kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(value, Mapping)]
+    known = (kind for kind in records if set(value) <= {field.name for field in dataclasses.fields(kind)})
+    return next(known, kinds[0])
 
 
 def _checked(value: Any, right: bool, expected: str, where: str) -> Any:

@@ -6,18 +6,28 @@ reads a sensor. All times are monotonic nanoseconds.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from efftrain.record.journal import JournalWriter
 
 Phase = Literal["data", "forward", "backward", "optimizer"]
 """A part of a training step. `forward` holds the loss; `backward` holds recomputation."""
 
-SpanName = Literal["warmup", "idle", "compile", "calibrate", "teacher", "evaluate", "checkpoint", "whole"]
-"""A stretch outside of training steps; `whole` is all of what was measured, where no steps are known."""
+SpanName = Literal[
+    "warmup", "idle", "compile", "calibrate", "teacher", "evaluate", "checkpoint", "prepare", "load", "whole"
+]
+"""A stretch outside of training steps. `prepare` makes tokens from text, `load` finds them made; `whole` is all of what
+was measured, where no steps are known."""
 
-Status = Literal["complete", "early-stopped", "target-reached", "oom", "diverged", "failed", "interrupted", "killed"]
-"""How a run ended; `killed` is never written: it is what a journal without an end line means."""
+Status = Literal[
+    "complete", "early-stopped", "target-reached", "budget-spent", "oom", "diverged", "refused", "failed",
+    "interrupted", "killed",
+]  # fmt: skip
+"""How a run ended. `refused`: it cannot be made as it was asked for, which was found before its first step; `killed` is
+never written: it is what a journal without an end line means."""
+
+ENDED_WELL: Final = frozenset({"complete", "early-stopped", "target-reached", "budget-spent"})
+"""Ends that were wished for."""
 
 PhaseStarts = Sequence[tuple[Phase, int]]
 """Each phase of one step with the time at which it began, in order; a phase ends where the next begins."""
@@ -56,8 +66,24 @@ class Recorder(Protocol):
         """Bracket a stretch outside of steps."""
         ...
 
-    def evaluation(self, *, step: int, tokens: int, loss: float, stderr: float | None) -> None:
-        """Validation loss in nat/token after `step` steps and `tokens` tokens, with its standard error if known."""
+    def evaluation(
+        self,
+        *,
+        step: int,
+        tokens: int,
+        loss: float,
+        stderr: float | None,
+        confusion: list[list[int]] | None = None,
+    ) -> None:
+        """Validation loss in nat a prediction after `step` steps and `tokens` tokens.
+
+        Args:
+            step: steps so far.
+            tokens: tokens so far.
+            loss: mean over the predictions.
+            stderr: its standard error, if known.
+            confusion: [true class][predicted class] -> documents, where documents are classified.
+        """
         ...
 
     def block(self, *, name: str, repetitions: int, t: int, t_end: int) -> None:

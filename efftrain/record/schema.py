@@ -33,13 +33,14 @@ class _Model(BaseModel):
 
 
 class Validation(_Model):
-    """One evaluation: loss in nat/token after `step` steps, and the energy in J that the run had used by then."""
+    """One evaluation: loss in nat a prediction after `step` steps, and the energy in J that the run had used by then."""
 
     step: int
     tokens: int
     loss: float | None
     energy_j: float | None
     time_s: float | None = None
+    accuracy: float | None = None
 
 
 class Loss(_Model):
@@ -200,8 +201,55 @@ class Teacher(_Model):
     training_energy: Quantity
 
 
+class Origin(_Model):
+    """The checkpoint whose weights a run began with, and what it had cost: not in this run's bill, shown apart."""
+
+    path: str
+    run_id: str | None
+    steps: int
+    tokens: int
+    training_energy: Quantity
+
+
+class Attempt(_Model):
+    """One process of a run that was stopped and resumed: its steps, those done again included, and what it used."""
+
+    status: str
+    first_step: int
+    last_step: int
+    energy: Quantity
+    time: Quantity
+
+
+class ClassScore(_Model):
+    """How well one class is told from the others."""
+
+    name: str
+    documents: int
+    precision: Quantity
+    recall: Quantity
+    f1: Quantity
+
+
+class Classification(_Model):
+    """The last evaluation of a classifier; precision, recall and F1 are means over classes (macro).
+
+    `confusion` counts documents by [true class][predicted class], in the order of `classes`.
+    """
+
+    accuracy: Quantity
+    precision: Quantity
+    recall: Quantity
+    f1: Quantity
+    classes: list[ClassScore]
+    confusion: list[list[int]]
+
+
 class Run(_Model):
-    """One training of one variant with one seed."""
+    """One training of one variant with one seed.
+
+    A run that was resumed is one run: its bill holds all of its attempts.
+    """
 
     schema_: Literal["efftrain.run/1"] = Field(default=RUN_SCHEMA, alias="schema")
     run_id: str
@@ -224,6 +272,10 @@ class Run(_Model):
     notes: list[str] = Field(default_factory=list)
     teacher: Teacher | None = None
     ranks: int = 1
+    origin: Origin | None = None
+    attempts: list[Attempt] = Field(default_factory=list)
+    classification: Classification | None = None
+    trainable_parameters: int | None = None
 
 
 class Ratio(_Model):

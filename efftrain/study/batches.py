@@ -1,8 +1,9 @@
-"""The tokens of a run as tensors on its device: the corpus's stateless batches, one call a step."""
+"""The sequences of a run as tensors on its device: the corpus's stateless batches, one call a step."""
 
 import torch
 from torch import Tensor
 
+from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.config import RunConfig
 from efftrain.workload.text.corpus import Corpus
 from efftrain.workload.text.windows import batch, validation_batches
@@ -16,23 +17,23 @@ class CorpusBatches:
         self._train, self._validation = corpus.train, corpus.validation
         self._device = torch.device(config.device)
 
-    def train(self, step: int) -> Tensor:
-        """Token ids [B · micro-batches, T + 1] of `step`, counted from 1."""
+    def train(self, step: int) -> Batch:
+        """The sequences of all micro-batches of `step`, counted from 1."""
         config = self._config
         windows = batch(
             self._train, step=step - 1, rank=0, world_size=1, seed=config.seed,
             batch_size=config.batch_size * config.grad_accumulation, seq_len=config.model.seq_len,
         )  # fmt: skip
-        return self._move(torch.from_numpy(windows))
+        return next_token_batch(self._move(torch.from_numpy(windows)))
 
-    def validation(self) -> list[Tensor]:
+    def validation(self) -> list[Batch]:
         """The fixed validation micro-batches, alike for every run of every seed."""
         config = self._config
         found = validation_batches(
             self._validation, batches=config.eval_batches, batch_size=config.batch_size,
             seq_len=config.model.seq_len,
         )  # fmt: skip
-        return [self._move(torch.from_numpy(windows)) for windows in found]
+        return [next_token_batch(self._move(torch.from_numpy(windows))) for windows in found]
 
     def _move(self, tokens: Tensor) -> Tensor:
         if self._device.type == "cuda":

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from efftrain.compression.distillation import distillation_objective
 from efftrain.counting.flops import count_step, fake_mode
 from efftrain.counting.memory import MeasuredMemory, measure_cpu_memory, measure_cuda_memory, predict_memory
 from efftrain.record.journal import JournalError, read_journal
 from efftrain.record.recorder import Recorder
+from efftrain.training.batch import Batch, Batches, next_token_batch
 from efftrain.training.config import RunConfig
-from efftrain.training.loop import Batches
-from efftrain.training.session import Mark, Session, build_session, next_token_objective, train_step
-from efftrain.workload.models.transformer import Transformer
+from efftrain.training.objectives import data_objective
+from efftrain.training.session import Mark, Session, build_session, train_step
+from efftrain.workload.models.build import Model, build_model
 
 _ENVELOPE = ("kind", "t")
 
@@ -36,38 +38,57 @@ def record_costs(config: RunConfig, recorder: Recorder, counted: Path | None) ->
         _count_stage(later, recorder, from_step=config.prune_step + 1)
 
 
-def measure_memory(session: Session, teacher: Transformer | None, batches: Batches) -> MeasuredMemory:
+def measure_memory(session: Session, teacher: Model | None, batches: Batches) -> MeasuredMemory:
     """The memory of two real steps, which change the session; see `efftrain.training.session.preserved`."""
-    tokens = batches.train(1)
-    held = [session.model, *([teacher] if teacher else []), session.optimizer, tokens]
+    batch = batches.train(1)
+    held = [session.model, *([teacher] if teacher else []), session.optimizer, *tensors(batch)]
 
     def run_step(mark: Mark) -> None:
-        train_step(session, lambda: tokens, mark)
+        train_step(session, lambda: batch, mark)
 
     if session.device.type == "cuda":
         return measure_cuda_memory(run_step, session.device)
     return measure_cpu_memory(run_step, held)
 
 
+def example_batch(config: RunConfig, rows: int) -> Batch:
+    """A batch of the run's shape whose content does not matter."""
+    shape, kind = (rows, config.model.seq_len + 1), {"dtype": torch.int64, "device": config.device}
+    whole = torch.zeros(*shape, **kind)
+    match config.task:
+        case "causal":
+            return next_token_batch(whole)
+        case "masked":
+            inputs = whole[:, :-1].contiguous()
+            return Batch(inputs=inputs, targets=torch.zeros_like(inputs), per_sequence=1)
+        case "classification":
+            inputs, lengths = whole[:, :-1].contiguous(), torch.full((rows,), config.model.seq_len, **kind)
+            return Batch(inputs=inputs, targets=torch.zeros(rows, **kind), lengths=lengths, per_sequence=1)
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    """What a batch holds in memory."""
+    return [t for t in (batch.inputs, batch.targets, batch.lengths) if t is not None]
+
+
 def _count_stage(config: RunConfig, recorder: Recorder, *, from_step: int) -> None:
     with fake_mode():
-        teacher, objective = None, next_token_objective
+        teacher, objective = None, data_objective
         if config.distill:
-            with torch.device(config.device):
-                teacher = Transformer(config.distill.teacher)
+            teacher = build_model(config.distill.teacher, torch.device(config.device))
             objective = distillation_objective(teacher, config.distill)
             teacher.requires_grad_(True)  # MemTracker hooks every parameter it meets; no gradient reaches these
         eager = dataclasses.replace(config, compile=False)
         session = build_session(eager, objective=objective)
         session.scaler = None  # it asks the device for its scale, which fake tensors do not have
         rows = config.batch_size * config.grad_accumulation
-        tokens = torch.zeros(rows, config.model.seq_len + 1, dtype=torch.int64, device=config.device)
+        batch = example_batch(config, rows)
 
         def run_step(mark: Mark) -> None:
-            train_step(session, lambda: tokens, mark)
+            train_step(session, lambda: batch, mark)
 
         count_step(run_step, session.model, teacher=teacher).record(recorder, from_step)
-        held = [session.model, *([teacher] if teacher else []), session.optimizer, tokens]
+        held = [session.model, *([teacher] if teacher else []), session.optimizer, *tensors(batch)]
         prediction = predict_memory(run_step, held)
         if config.compile:
             prediction = dataclasses.replace(prediction, source=f"{prediction.source}; of the model before compilation")

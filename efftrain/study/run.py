@@ -18,15 +18,11 @@ from efftrain.study.costs import measure_memory, record_costs
 from efftrain.training.blocks import measure_blocks
 from efftrain.training.checkpoint import load_weights, save_weights
 from efftrain.training.config import RunConfig, from_dict
-from efftrain.training.loop import Intervention, evaluate, train
-from efftrain.training.session import (
-    Session,
-    build_session,
-    next_token_objective,
-    preserved,
-    train_step,
-)  # fmt: skip
-from efftrain.workload.models.transformer import Transformer
+from efftrain.training.evaluation import evaluate
+from efftrain.training.loop import Intervention, train
+from efftrain.training.objectives import data_objective
+from efftrain.training.session import Session, build_session, preserved, train_step
+from efftrain.workload.models.build import Model, build_model
 from efftrain.workload.text.corpus import Corpus, prepare
 
 CPU_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
@@ -60,7 +56,7 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
 @dataclass(frozen=True, slots=True)
 class _Parts:
     session: Session
-    teacher: Transformer | None
+    teacher: Model | None
     batches: CorpusBatches
 
 
@@ -83,10 +79,9 @@ def _train(
 
 
 def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> _Parts:
-    teacher, objective = None, next_token_objective
+    teacher, objective = None, data_objective
     if config.distill:
-        with torch.device(config.device):
-            teacher = Transformer(config.distill.teacher)
+        teacher = build_model(config.distill.teacher, torch.device(config.device))
         load_weights(teacher, Path(spec["teacher"]["weights"]))
         objective = distillation_objective(teacher, config.distill)
     torch.manual_seed(config.seed)
@@ -113,24 +108,20 @@ def _interventions(parts: _Parts, recorder: Recorder) -> dict[int, Intervention]
     def intervene(session: Session) -> None:
         with recorder.span("calibrate"):
             first = config.prune_step + 1
-            steps = (parts.batches.train(first + index)[:, :-1] for index in range(prune.calibration_batches))
+            steps = (parts.batches.train(first + index).inputs for index in range(prune.calibration_batches))
             prune_session(session, (micro for step in steps for micro in step.split(config.batch_size)))
 
     return {config.prune_step: intervene}
 
 
 def _header(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> dict[str, Any]:
-    with torch.device("meta"):
-        parameters = sum(
-            parameter.numel() for parameter in Transformer(config.pruned_model or config.model).parameters()
-        )
     facts = corpus.as_dict()
     copied = ("run_id", "study_id", "variant", "seed", "config", "peak", "carbon", "idle", "teacher")
     return {
         **{key: spec[key] for key in copied},
         "environment": {**environment(config.device), "corpus": facts},
         "corpus": facts,
-        "parameters": parameters,
+        "parameters": (config.pruned_model or config.model).parameters,
     }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from efftrain.record.recorder import Recorder
-from efftrain.training.loop import Batches
+from efftrain.training.batch import Batch, Batches
 from efftrain.training.optimizer import set_learning_rate
 from efftrain.training.precision import autocast
 from efftrain.training.session import Session
@@ -108,13 +108,12 @@ def _put_back(state: dict[str, Any], values: dict[str, Any]) -> None:
 def _parts(session: Session, batches: Batches) -> dict[str, Part]:
     """What each block repeats: one step's worth of it."""
     config = session.config
-    tokens = batches.train(config.steps)
-    micros = tokens.chunk(config.grad_accumulation)
-    count = tokens.shape[0] * (tokens.shape[1] - 1)
+    batch = batches.train(config.steps)
+    micros = batch.chunk(config.grad_accumulation)
 
-    def objective(micro: Tensor) -> Tensor:
-        with autocast(config.precision, tokens.device):
-            return session.objective(session.forward, micro[:, :-1], micro[:, 1:]).objective / count
+    def objective(micro: Batch) -> Tensor:
+        with autocast(config.precision, session.device):
+            return session.objective(session.forward, micro).objective / batch.predictions
 
     def forward() -> None:
         for micro in micros:

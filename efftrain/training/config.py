@@ -9,10 +9,17 @@ import math
 from typing import Any, Literal, get_args
 
 from efftrain.record.plain import from_plain
-from efftrain.workload.models.presets import ModelConfig
+from efftrain.workload.models.presets import AnyModel, ModelConfig
 
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
-"""`bf16` and `fp16` are autocast over fp32 weights; `tf32` lets fp32 matrix products round their inputs."""
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "pure-bf16"]
+"""`bf16` and `fp16` are autocast over fp32 weights; `tf32` lets fp32 matrix products round their inputs; `pure-bf16`
+has weights, activations and gradients in bf16, and fp32 master weights in the optimizer."""
+
+Task = Literal["causal", "masked", "classification"]
+"""What a model learns: the next token, masked tokens (arXiv:1810.04805), or the class of a document."""
+
+Parallel = Literal["ddp", "fsdp"]
+"""How several ranks share a training: whole copies (DistributedDataParallel), or shards (FSDP2's fully_shard)."""
 
 Recompute = Literal["none", "full", "selective"]
 """Activation recomputation: `full` keeps each block's input and computes the rest again in the backward pass;
@@ -77,9 +84,57 @@ class DistillConfig:
         weight: share of the teacher's term in the loss, the data's being 1 − weight.
     """
 
-    teacher: ModelConfig
+    teacher: AnyModel
     temperature: float = 2.0
     weight: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class HorizonConfig:
+    """What ends a training before its last step.
+
+    Attributes:
+        patience: evaluations without a better validation loss after which training stops.
+        min_delta: nat/token by which a loss must be lower to be better.
+        target_loss: validation loss in nat/token at which training stops.
+        max_joules: energy in J that the run may use, on its own bill.
+        max_gco2e: CO2e in g that it may cause.
+    """
+
+    patience: int | None = None
+    min_delta: float = 0.0
+    target_loss: float | None = None
+    max_joules: float | None = None
+    max_gco2e: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("patience", "target_loss", "max_joules", "max_gco2e"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} must be above 0, not {value:g}")
+        if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
+            raise ConfigError(f"min_delta must be at least 0, not {self.min_delta:g}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen matrices (arXiv:2106.09685), put in by `peft`.
+
+    Attributes:
+        rank: of each pair of matrices.
+        alpha: their product is scaled by alpha / rank.
+        dropout: before the first of the pair.
+        targets: names of the layers that get one; empty: all linear layers of the blocks.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora rank must be at least 1, not {self.rank}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +143,10 @@ class RunConfig:
 
     Attributes:
         model: shape of what is trained.
-        steps: optimizer steps.
-        batch_size: sequences in one micro-batch.
+        task: what it learns.
+        steps: optimizer steps at most; the learning rate's schedule ends there.
+        horizon: what may end the training before.
+        batch_size: sequences in one micro-batch of one rank.
         grad_accumulation: micro-batches in one step.
         seed: of weights, batches and dropout.
         eval_every: steps between evaluations; the last step is always evaluated.
@@ -97,9 +154,16 @@ class RunConfig:
         device: `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of torch.
         log_every: steps between host synchronisations on a device that runs asynchronously.
+        start: folder of a checkpoint whose weights are where training begins, or None.
+        lora: adapters that are trained in place of the weights, or None.
+        checkpoint_every: steps between checkpoints; None: none are written.
+        ranks: processes that train together.
+        parallel: how they share the work; None where there is one.
     """
 
-    model: ModelConfig
+    model: AnyModel
+    task: Task = "causal"
+    horizon: HorizonConfig = HorizonConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: int
     batch_size: int
@@ -115,19 +179,34 @@ class RunConfig:
     device: str = "cpu"
     threads: int = 1
     log_every: int = 1
+    start: str | None = None
+    lora: LoraConfig | None = None
+    checkpoint_every: int | None = None
+    ranks: int = 1
+    parallel: Parallel | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "grad_accumulation", "eval_every", "eval_batches", "threads", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in (
+            "steps", "batch_size", "grad_accumulation", "eval_every", "eval_batches", "threads", "log_every",
+            "checkpoint_every", "ranks",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
         if self.precision not in get_args(Precision):
             raise ConfigError(f"precision {self.precision!r}: choose one of {', '.join(get_args(Precision))}")
         if self.prune and not 0 < self.prune_step < self.steps:
             raise ConfigError(f"pruning needs a dense and a pruned part: {self.steps} steps are too few")
+        _check_together(self)
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens trained in one optimizer step."""
+        return self.rank_tokens_per_step * self.ranks
+
+    @property
+    def rank_tokens_per_step(self) -> int:
+        """Tokens that one rank trains in one optimizer step; padding counts."""
         return self.batch_size * self.grad_accumulation * self.model.seq_len
 
     @property
@@ -138,7 +217,7 @@ class RunConfig:
     @property
     def pruned_model(self) -> ModelConfig | None:
         """Shape after pruning: fewer query heads in each group, fewer MLP channels; None where nothing is pruned."""
-        if self.prune is None:
+        if self.prune is None or not isinstance(self.model, ModelConfig):
             return None
         group = self.model.num_heads // self.model.num_kv_heads
         kept = max(1, round(group * self.prune.keep_heads))
@@ -148,6 +227,22 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, as it stands in journals and records."""
         return dataclasses.asdict(self)
+
+
+def _check_together(config: RunConfig) -> None:
+    """Raise a ConfigError for fields that do not go together."""
+    model, task = config.model, config.task
+    if task != "classification" and model.causal != (task == "causal"):
+        kind, learns = ("decoder", "causal") if model.causal else ("encoder", "masked")
+        raise ConfigError(f"task {task!r}: this model is a {kind}, which learns {learns!r} or 'classification'")
+    if (task == "classification") != (model.num_classes is not None):
+        raise ConfigError(f"task {task!r} does not go with num_classes {model.num_classes}")
+    if config.prune and not isinstance(model, ModelConfig):
+        raise ConfigError("pruning knows the layers of the default model alone, not those of a Hugging Face model")
+    if config.prune and (config.lora or config.parallel or model.num_classes):
+        raise ConfigError("pruning does not go together with LoRA, several ranks, or classification")
+    if (config.ranks > 1) != (config.parallel is not None):
+        raise ConfigError(f"{config.ranks} ranks do not go with parallel {config.parallel!r}")
 
 
 def from_dict(data: dict[str, Any]) -> RunConfig:

@@ -7,32 +7,20 @@ where they are read together with the phase times of all steps since the last on
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from efftrain.record.recorder import Recorder, Status
+from efftrain.training.batch import Batch, Batches
 from efftrain.training.clock import StepClock, step_clock
 from efftrain.training.config import learning_rate
+from efftrain.training.evaluation import evaluate
 from efftrain.training.optimizer import set_learning_rate
-from efftrain.training.precision import autocast, set_matmul_precision
-from efftrain.training.session import Session, StepResult, cross_entropy_sum, train_step
+from efftrain.training.precision import set_matmul_precision
+from efftrain.training.session import Session, StepResult, train_step
 
 Intervention = Callable[[Session], None]
 """Changes a session between two steps: pruning, say."""
-
-
-class Batches(Protocol):
-    """Where tokens come from; a function of the step, without state."""
-
-    def train(self, step: int) -> Tensor:
-        """Token ids [sequences of one step, T + 1] of `step`, counted from 1."""
-        ...
-
-    def validation(self) -> list[Tensor]:
-        """The fixed validation micro-batches, each [B, T + 1], alike for all runs."""
-        ...
 
 
 @dataclass
@@ -89,7 +77,7 @@ def train(
     config = session.config
     set_matmul_precision(config.precision)
     clock = step_clock(session.device)
-    log = _Log(recorder, clock, config.tokens_per_step)
+    log = _Log(recorder, clock, config.rank_tokens_per_step)
     validation = batches.validation()
     session.model.train()
     for step in range(1, config.steps + 1):
@@ -113,30 +101,14 @@ def train(
     return "complete"
 
 
-def evaluate(session: Session, validation: list[Tensor]) -> tuple[float, float | None]:
-    """Mean cross-entropy over the validation tokens and its standard error, in nat/token.
-
-    The standard error comes from the spread between micro-batches; it is None where there is only one.
-    """
-    session.model.eval()
-    losses: list[Tensor] = []
-    with torch.no_grad(), autocast(session.config.precision, session.device):
-        for batch in validation:
-            targets = batch[:, 1:]
-            losses.append(cross_entropy_sum(session.forward(batch[:, :-1]), targets) / targets.numel())
-    session.model.train()
-    values = torch.stack(losses).double()
-    tokens = torch.tensor([batch[:, 1:].numel() for batch in validation], dtype=torch.float64, device=values.device)
-    mean = (values * tokens).sum() / tokens.sum()
-    stderr = values.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None
-    return mean.item(), stderr
-
-
-def _record_evaluation(session: Session, validation: list[Tensor], recorder: Recorder, step: int) -> bool:
+def _record_evaluation(session: Session, validation: list[Batch], recorder: Recorder, step: int) -> bool:
     with recorder.span("evaluate"):
-        loss, stderr = evaluate(session, validation)
-    if not math.isfinite(loss):
+        found = evaluate(session, validation)
+    if not math.isfinite(found.loss):
         recorder.note(f"the validation loss is not finite after step {step}")
         return False
-    recorder.evaluation(step=step, tokens=step * session.config.tokens_per_step, loss=loss, stderr=stderr)
+    recorder.evaluation(
+        step=step, tokens=step * session.config.rank_tokens_per_step, loss=found.loss, stderr=found.stderr,
+        confusion=found.confusion,
+    )  # fmt: skip
     return True

@@ -9,46 +9,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from efftrain.record.recorder import Phase
+from efftrain.training.batch import Batch
 from efftrain.training.config import RunConfig
+from efftrain.training.objectives import Forward, Objective, data_objective
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.precision import autocast, loss_scaler
 from efftrain.training.recompute import apply_recompute
-from efftrain.workload.models.transformer import Transformer, initialise
-
-Forward = Callable[[Tensor], Tensor]
-"""Token ids [B, T] -> logits [B, T, V]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """Sums over the tokens of one micro-batch, in nat: what is minimised, and the data's cross-entropy in it."""
-
-    objective: Tensor
-    data: Tensor
-
-
-Objective = Callable[[Forward, Tensor, Tensor], Losses]
-"""(forward, inputs [B, T], targets [B, T]) -> losses."""
+from efftrain.workload.models.build import Model, build_model
 
 Mark = Callable[[Phase], None]
 """Called where a phase of a step begins."""
-
-
-def cross_entropy_sum(logits_btv: Tensor, targets_bt: Tensor) -> Tensor:
-    """Cross-entropy in nat, summed over tokens, in float32 or wider."""
-    logits = logits_btv.flatten(0, 1)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide, targets_bt.flatten(), reduction="sum")
-
-
-def next_token_objective(forward: Forward, inputs_bt: Tensor, targets_bt: Tensor) -> Losses:
-    """Causal language modelling: the cross-entropy of the next token."""
-    loss = cross_entropy_sum(forward(inputs_bt), targets_bt)
-    return Losses(objective=loss, data=loss.detach())
 
 
 @dataclass
@@ -56,9 +29,9 @@ class Session:
     """A model in training. `model` and `optimizer` may be replaced on the way: pruning does."""
 
     config: RunConfig
-    model: Transformer
+    model: Model
     optimizer: torch.optim.Optimizer
-    objective: Objective = next_token_objective
+    objective: Objective = data_objective
     scaler: torch.amp.GradScaler | None = None
     forward: Forward = field(init=False)
 
@@ -70,19 +43,17 @@ class Session:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def use_model(self, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+    def use_model(self, model: Model, optimizer: torch.optim.Optimizer) -> None:
         """Train `model` with `optimizer` from here on, compiled if the configuration says so."""
         self.model, self.optimizer = model, optimizer
         apply_recompute(model, self.config.recompute)
         self.forward = torch.compile(model) if self.config.compile else model
 
 
-def build_session(config: RunConfig, *, objective: Objective = next_token_objective) -> Session:
+def build_session(config: RunConfig, *, objective: Objective = data_objective) -> Session:
     """A fresh model from the configuration's seed, on its device, with its optimizer."""
     device = torch.device(config.device)
-    with device:
-        model = Transformer(config.model)
-    initialise(model, config.seed)
+    model = build_model(config.model, device, seed=config.seed)
     return Session(
         config=config,
         model=model,
@@ -94,7 +65,7 @@ def build_session(config: RunConfig, *, objective: Objective = next_token_object
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Mean data loss of a step in nat/token and the gradient's norm before clipping; still on the device.
+    """Mean data loss of a step in nat a prediction and the gradient's norm before clipping; still on the device.
 
     `scaled` says that the loss was scaled, so that a step whose gradients overflow is skipped.
     """
@@ -104,26 +75,26 @@ class StepResult:
     scaled: bool
 
 
-def train_step(session: Session, fetch: Callable[[], Tensor], mark: Mark) -> StepResult:
+def train_step(session: Session, fetch: Callable[[], Batch], mark: Mark) -> StepResult:
     """One optimizer step over all micro-batches; nothing in it waits for the device, except fp16's loss scaler.
 
     Args:
         session: the model in training.
-        fetch: yields the step's token ids [B · micro-batches, T + 1] on the session's device.
+        fetch: yields the step's sequences, those of all micro-batches, on the session's device.
         mark: told where phases begin.
 
     Returns:
-        The loss, normalised by the tokens of the whole step so that micro-batches add up to one batch.
+        The loss, normalised by the predictions of the whole step so that micro-batches add up to one batch.
     """
     config = session.config
     mark("data")
-    tokens = fetch()
-    count = tokens.shape[0] * (tokens.shape[1] - 1)
-    data_loss = torch.zeros((), device=tokens.device)
-    for micro in tokens.chunk(config.grad_accumulation):
+    batch = fetch()
+    count, device = batch.predictions, batch.inputs.device
+    data_loss = torch.zeros((), device=device)
+    for micro in batch.chunk(config.grad_accumulation):
         mark("forward")
-        with autocast(config.precision, tokens.device):
-            losses = session.objective(session.forward, micro[:, :-1], micro[:, 1:])
+        with autocast(config.precision, device):
+            losses = session.objective(session.forward, micro)
         mark("backward")
         loss = losses.objective / count
         (session.scaler.scale(loss) if session.scaler else loss).backward()

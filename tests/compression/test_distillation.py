@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from efftrain.compression.distillation import distillation_objective, forward_kl_sum
+from efftrain.training.batch import next_token_batch
 from efftrain.training.config import DistillConfig
 from efftrain.training.session import build_session
 from efftrain.workload.models.presets import ModelConfig
@@ -49,7 +50,7 @@ def test_the_objective_mixes_both_terms_and_leaves_the_teacher_alone(session):
     config = DistillConfig(teacher=shape, temperature=2.0, weight=0.25)
     objective = distillation_objective(teacher, config)
     tokens = torch.randint(32, (2, 9), generator=torch.Generator().manual_seed(0))
-    losses = objective(session.model, tokens[:, :-1], tokens[:, 1:])
+    losses = objective(session.model, next_token_batch(tokens))
     data = F.cross_entropy(session.model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
     assert losses.data.item() == pytest.approx(data.item())
     assert losses.objective.item() == pytest.approx(0.75 * data.item()), "the teacher is the student: its term is 0"

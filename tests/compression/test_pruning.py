@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from efftrain.compression.pruning import Importance, Kept, choose, measure_importance, prune, prune_session
+from efftrain.training.batch import next_token_batch
 from efftrain.training.config import ConfigError
 from efftrain.training.session import build_session, train_step
 
@@ -63,7 +64,7 @@ def test_the_most_important_units_of_each_group_stay(session):
 
 
 def test_moments_of_what_stays_go_along(session):
-    train_step(session, lambda: tokens(length=9), lambda _: None)
+    train_step(session, lambda: next_token_batch(tokens(length=9)), lambda _: None)
     old, optimizer = session.model, session.optimizer
     down = old.blocks[0].mlp.down_proj.weight
     moments = optimizer.state[down]["exp_avg"].clone()
@@ -72,7 +73,7 @@ def test_moments_of_what_stays_go_along(session):
     state = session.optimizer.state[session.model.blocks[0].mlp.down_proj.weight]
     assert torch.equal(state["exp_avg"], moments[:, kept.channels[0]])
     assert state["step"].item() == 1
-    train_step(session, lambda: tokens(length=9), lambda _: None)
+    train_step(session, lambda: next_token_batch(tokens(length=9)), lambda _: None)
     assert state["step"].item() == 2
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
 
+from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.config import OptimizerConfig, RunConfig
 from efftrain.workload.models.presets import ModelConfig
 
@@ -16,12 +16,13 @@ class RandomBatches:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
-    def train(self, step: int) -> Tensor:
+    def train(self, step: int) -> Batch:
         rows = self.config.batch_size * self.config.grad_accumulation
         generator = torch.Generator().manual_seed(step)
-        return torch.randint(32, (rows, self.config.model.seq_len + 1), generator=generator)
+        tokens = torch.randint(32, (rows, self.config.model.seq_len + 1), generator=generator)
+        return next_token_batch(tokens)
 
-    def validation(self) -> list[Tensor]:
+    def validation(self) -> list[Batch]:
         return [self.train(10_000 + index) for index in range(3)]
 
 

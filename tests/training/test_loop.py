@@ -8,8 +8,10 @@ import torch
 
 from efftrain.record.journal import SCHEMA, JournalWriter, read_journal
 from efftrain.record.recorder import JournalRecorder, NullRecorder
+from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.config import OptimizerConfig
-from efftrain.training.loop import evaluate, train
+from efftrain.training.evaluation import evaluate
+from efftrain.training.loop import train
 from efftrain.training.session import build_session
 
 
@@ -39,8 +41,8 @@ def test_evaluations_come_at_their_steps_and_at_the_end(tiny_config, random_batc
     _, journal, session = run(tiny_config(steps=7), random_batches, tmp_path / "j")
     evaluations = journal.of("evaluation")
     assert [line["step"] for line in evaluations] == [3, 6, 7]
-    loss, stderr = evaluate(session, random_batches(session.config).validation())
-    assert (evaluations[-1]["loss"], evaluations[-1]["stderr"]) == (loss, stderr)
+    found = evaluate(session, random_batches(session.config).validation())
+    assert (evaluations[-1]["loss"], evaluations[-1]["stderr"]) == (found.loss, found.stderr)
     assert len(journal.of("span")) == 3
 
 
@@ -50,15 +52,15 @@ def test_evaluation_is_the_mean_over_batches_with_its_standard_error(tiny_config
     with torch.no_grad():
         losses = [
             torch.nn.functional.cross_entropy(
-                session.model(tokens[:, :-1]).double().flatten(0, 1), tokens[:, 1:].flatten()
+                session.model(batch.inputs).double().flatten(0, 1), batch.targets.flatten()
             ).item()
-            for tokens in validation
+            for batch in validation
         ]
     mean = sum(losses) / 3
     spread = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / 2 / 3)
-    loss, stderr = evaluate(session, validation)
-    assert loss == pytest.approx(mean, rel=1e-6)
-    assert stderr == pytest.approx(spread, rel=1e-4)
+    found = evaluate(session, validation)
+    assert found.loss == pytest.approx(mean, rel=1e-6)
+    assert found.stderr == pytest.approx(spread, rel=1e-4)
 
 
 def test_the_same_seed_trains_bitwise_the_same(tiny_config, random_batches, tmp_path: Path):
@@ -106,17 +108,17 @@ def test_it_learns_what_can_be_learnt(tiny_config):
         def __init__(self, config) -> None:
             self.config = config
 
-        def train(self, step: int) -> torch.Tensor:
+        def train(self, step: int) -> Batch:
             start = torch.arange(self.config.batch_size)[:, None] + step
-            return (start + torch.arange(self.config.model.seq_len + 1)) % 32
+            return next_token_batch((start + torch.arange(self.config.model.seq_len + 1)) % 32)
 
-        def validation(self) -> list[torch.Tensor]:
+        def validation(self) -> list[Batch]:
             return [self.train(0)]
 
     config = tiny_config(steps=150, optimizer=OptimizerConfig(learning_rate=1e-2))
     session = build_session(config)
     train(session, Counting(config), NullRecorder())
-    loss, _ = evaluate(session, Counting(config).validation())
+    loss = evaluate(session, Counting(config).validation()).loss
     assert loss < 0.5, "the next number is certain; ln 32 = 3.47 is where it starts"
 
 

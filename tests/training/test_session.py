@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from efftrain.training.batch import Batch
 from efftrain.training.config import OptimizerConfig
-from efftrain.training.session import build_session, next_token_objective, preserved, train_step
+from efftrain.training.objectives import data_objective
+from efftrain.training.session import build_session, preserved, train_step
 
 
 def ignore(_: object) -> None: ...
 
 
-def gradients(session, tokens: Tensor) -> list[Tensor]:
+def gradients(session, batch: Batch) -> list[Tensor]:
     """Gradients of one step, caught before the update."""
     caught: list[Tensor] = []
 
@@ -25,7 +27,7 @@ def gradients(session, tokens: Tensor) -> list[Tensor]:
             caught.extend(p.grad.clone() for group in self.param_groups for p in group["params"])
 
     session.optimizer = Catch()
-    train_step(session, lambda: tokens, ignore)
+    train_step(session, lambda: batch, ignore)
     return caught
 
 
@@ -39,22 +41,22 @@ def test_phases_come_in_order_for_each_micro_batch(tiny_config, random_batches):
 def test_loss_is_the_mean_cross_entropy_of_the_step(tiny_config, random_batches):
     config = tiny_config(grad_accumulation=2)
     session = build_session(config)
-    tokens = random_batches(config).train(1)
+    batch = random_batches(config).train(1)
     with torch.no_grad():
-        expected = F.cross_entropy(session.model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-    result = train_step(session, lambda: tokens, ignore)
+        expected = F.cross_entropy(session.model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+    result = train_step(session, lambda: batch, ignore)
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_k_micro_batches_equal_one_batch_in_float64(tiny_config, random_batches):
     optimizer = OptimizerConfig(max_grad_norm=None)
-    tokens = random_batches(tiny_config(batch_size=8)).train(1)
+    batch = random_batches(tiny_config(batch_size=8)).train(1)
     found = []
     for batch_size, micro in ((8, 1), (2, 4)):
         config = tiny_config(batch_size=batch_size, grad_accumulation=micro, optimizer=optimizer)
         session = build_session(config)
         session.model.double()
-        found.append(gradients(session, tokens))
+        found.append(gradients(session, batch))
     for one, many in zip(*found, strict=True):
         assert (one - many).norm() <= 1e-12 * one.norm()
 
@@ -63,9 +65,9 @@ def test_k_micro_batches_equal_one_batch_in_float64(tiny_config, random_batches)
 def test_recomputed_gradients_are_bitwise_those_without(tiny_config, random_batches, attention: str):
     base = tiny_config()
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, attention=attention))
-    tokens = random_batches(base).train(1)
+    batch = random_batches(base).train(1)
     plain, full, selective = (
-        gradients(build_session(dataclasses.replace(base, recompute=recompute)), tokens)
+        gradients(build_session(dataclasses.replace(base, recompute=recompute)), batch)
         for recompute in ("none", "full", "selective")
     )
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(plain, full, selective, strict=True))
@@ -74,24 +76,24 @@ def test_recomputed_gradients_are_bitwise_those_without(tiny_config, random_batc
 def test_recomputation_with_dropout_repeats_the_same_draws(tiny_config, random_batches):
     base = tiny_config()
     base = dataclasses.replace(base, model=dataclasses.replace(base.model, dropout=0.3))
-    tokens = random_batches(base).train(1)
+    batch = random_batches(base).train(1)
     found = []
     for recompute in ("none", "full"):
         session = build_session(dataclasses.replace(base, recompute=recompute))
         torch.manual_seed(3)
-        found.append(gradients(session, tokens))
+        found.append(gradients(session, batch))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_clipping_bounds_the_update_and_reports_the_norm_before(tiny_config, random_batches):
     config = tiny_config(optimizer=OptimizerConfig(max_grad_norm=1e-3))
-    tokens = random_batches(config).train(1)
+    batch = random_batches(config).train(1)
     session = build_session(config)
-    raw = gradients(build_session(tiny_config(optimizer=OptimizerConfig(max_grad_norm=None))), tokens)
-    clipped = gradients(session, tokens)
+    raw = gradients(build_session(tiny_config(optimizer=OptimizerConfig(max_grad_norm=None))), batch)
+    clipped = gradients(session, batch)
     norm = math.sqrt(sum(g.double().square().sum().item() for g in raw))
     assert math.sqrt(sum(g.double().square().sum().item() for g in clipped)) == pytest.approx(1e-3, rel=1e-3)
-    result = train_step(build_session(config), lambda: tokens, ignore)
+    result = train_step(build_session(config), lambda: batch, ignore)
     assert result.grad_norm is not None
     assert result.grad_norm.item() == pytest.approx(norm, rel=1e-5)
 
@@ -148,7 +150,7 @@ def test_weight_decay_spares_norms_and_embeddings(tiny_config):
 def test_objective_sums_over_tokens(tiny_config, random_batches):
     config = tiny_config()
     session = build_session(config)
-    tokens = random_batches(config).train(1)
-    losses = next_token_objective(session.model, tokens[:, :-1], tokens[:, 1:])
-    mean = F.cross_entropy(session.model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-    assert losses.data.item() == pytest.approx(mean.item() * tokens[:, 1:].numel(), rel=1e-6)
+    batch = random_batches(config).train(1)
+    losses = data_objective(session.model, batch)
+    mean = F.cross_entropy(session.model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+    assert losses.data.item() == pytest.approx(mean.item() * batch.targets.numel(), rel=1e-6)

@@ -153,8 +153,12 @@ class Transformer(nn.Module):
         self.register_buffer("cos_tq", cos, persistent=False)
         self.register_buffer("sin_tq", sin, persistent=False)
 
-    def forward(self, tokens_bt: Tensor) -> Tensor:
-        """Logits for the token after each position.
+    def forward(self, tokens_bt: Tensor, lengths_b: Tensor | None = None) -> Tensor:
+        """Logits at each position, of what `config` has a head for.
+
+        Args:
+            tokens_bt: ids [B, T].
+            lengths_b: tokens of each sequence, what follows being padding; None: all are whole.
 
         Raises:
             ValueError: more tokens than `config.seq_len`.

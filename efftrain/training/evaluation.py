@@ -1,0 +1,54 @@
+"""How good a model is on held-out sequences: its cross-entropy, and for classes which it took for which."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from efftrain.training.batch import Batch
+from efftrain.training.objectives import cross_entropy_sum
+from efftrain.training.precision import autocast
+from efftrain.training.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        loss: mean cross-entropy in nat a prediction.
+        stderr: its standard error, from the spread between micro-batches; None where there is only one.
+        confusion: [true class][predicted class] -> documents; None where no classes are told apart.
+    """
+
+    loss: float
+    stderr: float | None
+    confusion: list[list[int]] | None = None
+
+
+def evaluate(session: Session, validation: list[Batch]) -> Evaluation:
+    """Mean cross-entropy over the validation predictions, and the confusion matrix of a classification."""
+    classes = session.config.model.num_classes
+    losses: list[Tensor] = []
+    confusion = torch.zeros(classes or 0, classes or 0, dtype=torch.int64, device=session.device)
+    session.model.eval()
+    with torch.no_grad(), autocast(session.config.precision, session.device):
+        for batch in validation:
+            logits = session.forward(batch.inputs, batch.lengths)
+            losses.append(cross_entropy_sum(logits, batch.targets) / batch.predictions)
+            if classes:
+                confusion += _confusion(logits, batch.targets, classes)
+    session.model.train()
+    values = torch.stack(losses).double()
+    weights = torch.tensor([b.predictions for b in validation], dtype=torch.float64, device=values.device)
+    return Evaluation(
+        loss=((values * weights).sum() / weights.sum()).item(),
+        stderr=values.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None,
+        confusion=confusion.tolist() if classes else None,
+    )
+
+
+def _confusion(logits_bc: Tensor, targets_b: Tensor, classes: int) -> Tensor:
+    pairs = targets_b * classes + logits_bc.argmax(dim=-1)
+    return torch.bincount(pairs, minlength=classes * classes).view(classes, classes)
