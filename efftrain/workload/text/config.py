@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 CleaningStep = Literal["html", "control", "contacts", "near-duplicates"]
 """`html`: markup stripped; `control`: control characters; `contacts`: e-mail addresses and phone numbers masked;
@@ -12,6 +12,13 @@ CleaningStep = Literal["html", "control", "contacts", "near-duplicates"]
 
 class DataError(ValueError):
     """Text that cannot be trained on; the message is one line that names the file and what it needs."""
+
+
+class Document(NamedTuple):
+    """A piece of text that stands for itself, and its class where the source tells one."""
+
+    text: str
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

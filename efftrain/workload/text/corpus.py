@@ -168,7 +168,7 @@ class _Survey:
 def _survey(files: list[Path]) -> _Survey:
     digests: set[bytes] = set()
     characters = read = 0
-    for text in documents(files):
+    for text, _ in documents(files):
         read += 1
         digest = _digest(text)
         characters += 0 if digest in digests else len(text)
@@ -180,7 +180,7 @@ def _survey(files: list[Path]) -> _Survey:
 def _split(files: list[Path], survey: _Survey) -> Iterator[tuple[Part, str]]:
     """Every document once, with the part it belongs to; the only document of a corpus is cut in two."""
     seen: set[bytes] = set()
-    for text in documents(files):
+    for text, _ in documents(files):
         digest = _digest(text)
         if digest in seen:
             continue

@@ -2,28 +2,44 @@
 
 By default the text is the running Python's own standard library: a dozen million characters that every user already
 has. Its tests are left out, and the files that record how this Python was built, which would make the text differ
-between machines. Standard library alone, so that a command line can check `--data` before anything heavy is loaded.
+between machines. Importing this loads the standard library alone, so that a command line can check `--data` before
+anything heavy is loaded; pyarrow comes with the first table.
 """
 
-import codecs
 import hashlib
-import json
 import os
 import platform
-import re
 import sysconfig
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from efftrain.workload.text.config import DataError
+from efftrain.workload.text import readers, tables
+from efftrain.workload.text.config import DataError, Document
+from efftrain.workload.text.readers import Columns, reading
 
-_KINDS: Final = "a .txt, a .jsonl with a `text` field, or a folder of those"
-_HEAD_BYTES: Final = 65_536
+__all__ = ["DataError", "Document", "check_source", "content_hash", "documents", "source_files", "source_name"]
+
+_EXPECTED: Final = (
+    "a .txt, a .jsonl, a .parquet, a folder of those, or a dataset folder as Hugging Face's `save_to_disk` writes it"
+)
 _CHUNK_BYTES: Final = 1 << 20
 _NOT_LIBRARY: Final = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_SEPARATOR: Final = re.compile(r"\f|<\|endoftext\|>")
+
+
+class _Format(NamedTuple):
+    read: Callable[[Path, Columns], Iterator[Document]]
+    check: Callable[[Path, Columns], bool]  # of the beginning; False where the file is empty
+
+
+_FORMATS: Final[dict[str, _Format]] = {
+    ".py": _Format(readers.read_source, readers.check_text),
+    ".txt": _Format(readers.read_text, readers.check_text),
+    ".jsonl": _Format(readers.read_json_lines, readers.check_json_lines),
+    ".parquet": _Format(tables.read_parquet, tables.check_parquet),
+    ".arrow": _Format(tables.read_arrow, tables.check_arrow),
+}
+_GIVEN: Final = (".txt", ".jsonl", ".parquet")  # what a user names; the rest is found
 
 
 def source_name(source: Path | None) -> str:
@@ -35,54 +51,53 @@ def source_files(source: Path | None) -> list[Path]:
     """The files of a source in the order in which they are read; None is the standard library.
 
     Raises:
-        DataError: no such path, a type that is not read here, or a folder without any such file.
+        DataError: no such path, a type that is not read here, a folder without any such file, or a dataset folder
+            without its files or without a split `train`.
     """
     if source is None:
         return _library_files()
-    with _reading(source):
+    with reading(source):
         if source.is_dir():
-            found = sorted(p for p in source.rglob("*") if p.suffix in (".txt", ".jsonl") and p.is_file())
-            if not found:
-                raise DataError(f"{source}: this folder holds no .txt and no .jsonl")
-            return found
+            return tables.dataset_files(source) if tables.is_dataset(source) else _folder_files(source)
         if not source.exists():
-            raise DataError(f"{source}: no such file or folder; expected {_KINDS}")
-    if source.suffix not in (".txt", ".jsonl"):
-        raise DataError(f"{source}: expected {_KINDS}")
+            raise DataError(f"{source}: no such file or folder; expected {_EXPECTED}")
+    if source.suffix not in _GIVEN:
+        raise DataError(f"{source}: expected {_EXPECTED}")
     return [source]
 
 
-def check_source(source: Path) -> None:
+def check_source(source: Path, *, column: str = "text", label_column: str | None = None) -> None:
     """Look at the beginning of every file, so that a mistake is found before any work is done.
 
     Raises:
-        DataError: missing, empty, unreadable, binary, or a .jsonl whose first line has no `text`.
+        DataError: missing, empty, unreadable, binary, or a first record without the columns.
     """
     files = source_files(source)
-    for file in files:
-        with _reading(file), file.open("rb") as opened:
-            head = opened.read(_HEAD_BYTES)
-        _check_text(file, head)
-        if file.suffix == ".jsonl":
-            _check_first_line(file, head)
-    if not any(file.stat().st_size for file in files):
+    filled = [_FORMATS[file.suffix].check(file, Columns(column, label_column)) for file in files]
+    if not any(filled):
         raise DataError(f"{source}: is empty; training needs text")
 
 
-def documents(files: list[Path]) -> Iterator[str]:
+def documents(files: list[Path], *, column: str = "text", label_column: str | None = None) -> Iterator[Document]:
     """The documents of `files`, in order, without empty ones.
 
     A .py is one document, left out if it is not UTF-8. A .txt is one document, or several where it has form feeds or
-    `<|endoftext|>`. Each line of a .jsonl is one.
+    `<|endoftext|>`, or is longer than `readers.LONGEST_DOCUMENT`. Each line of a .jsonl is one, and each row of a
+    table. All are read in a stream.
+
+    Args:
+        files: what `source_files` found.
+        column: the field or column that holds the text.
+        label_column: the one that holds the label, a string or an integer; None: documents have none.
 
     Raises:
-        DataError: a file that cannot be read, is binary, is not UTF-8, or a line without `text`.
+        DataError: a file that cannot be read, is binary, is not UTF-8, or a record without text or label.
     """
-    readers: dict[str, Callable[[Path], Iterator[str]]] = {".py": _sources, ".txt": _plain, ".jsonl": _json_lines}
+    wanted = Columns(column, label_column)
     for file in files:
-        for text in readers[file.suffix](file):
-            if text.strip():
-                yield text
+        for document in _FORMATS[file.suffix].read(file, wanted):
+            if document.text.strip():
+                yield document
 
 
 def content_hash(files: list[Path]) -> str:
@@ -93,11 +108,18 @@ def content_hash(files: list[Path]) -> str:
     """
     digest = hashlib.sha256()
     for file in files:
-        with _reading(file), file.open("rb") as opened:
+        with reading(file), file.open("rb") as opened:
             digest.update(f"{file.suffix} {os.fstat(opened.fileno()).st_size}\n".encode())
             while chunk := opened.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix in _GIVEN and path.is_file())
+    if not found:
+        raise DataError(f"{folder}: this folder holds no .txt, no .jsonl and no .parquet")
+    return found
 
 
 def _library_files() -> list[Path]:
@@ -109,68 +131,5 @@ def _library_files() -> list[Path]:
         sources = (name for name in names if name.endswith(".py") and not name.startswith("_sysconfigdata"))
         found += [Path(folder, name) for name in sources]
     if not found:
-        raise DataError(f"{root}: this Python has no standard library in source; give --data {_KINDS}")
+        raise DataError(f"{root}: this Python has no standard library in source; give --data {_EXPECTED}")
     return sorted(found)
-
-
-def _sources(path: Path) -> Iterator[str]:
-    with _reading(path), suppress(UnicodeDecodeError):
-        yield path.read_bytes().decode("utf-8-sig")
-
-
-def _plain(path: Path) -> Iterator[str]:
-    with _reading(path):
-        data = path.read_bytes()
-    _check_text(path, data, whole=True)
-    yield from _SEPARATOR.split(data.decode("utf-8-sig"))
-
-
-def _json_lines(path: Path) -> Iterator[str]:
-    with _reading(path), path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            _check_text(path, line, whole=True)
-            if line.strip():
-                yield _text_field(path, number, line)
-
-
-def _check_first_line(path: Path, head: bytes) -> None:
-    *lines, rest = head.split(b"\n")
-    if len(head) < _HEAD_BYTES:  # the whole file, so that its last line is whole too
-        lines.append(rest)
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            _text_field(path, number, line)
-            return
-
-
-def _text_field(path: Path, number: int, line: bytes) -> str:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}") from None
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise DataError(f"{path}, line {number}: expected an object with a string in `text`")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{path}, line {number}: `text` holds half a surrogate pair, which is not text") from None
-    return text
-
-
-def _check_text(path: Path, data: bytes, *, whole: bool = False) -> None:
-    if b"\0" in data:
-        raise DataError(f"{path}: binary (a NUL byte at {data.index(0)}); expected text in UTF-8")
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(data, final=whole)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); convert it to UTF-8") from None
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever the operating system refuses becomes a DataError that names the path."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None

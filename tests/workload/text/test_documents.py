@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from efftrain.workload.text.documents import DataError, check_source, content_hash, documents, source_files, source_name
+from efftrain.workload.text.documents import (
+    DataError,
+    Document,
+    check_source,
+    content_hash,
+    documents,
+    source_files,
+    source_name,
+)
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -16,7 +24,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def read(source):
-    return list(documents(source_files(source)))
+    return [document.text for document in documents(source_files(source))]
 
 
 def test_a_text_file_is_one_document(tmp_path):
@@ -56,7 +64,7 @@ def test_the_default_is_the_standard_library_without_its_tests():
 
 def test_library_files_that_are_not_utf8_are_left_out(tmp_path):
     files = [write(tmp_path / "a.py", "x = 1"), write(tmp_path / "b.py", b"\xff")]
-    assert list(documents(files)) == ["x = 1"]
+    assert list(documents(files)) == [Document("x = 1")]
 
 
 def test_the_hash_is_of_the_content_alone(tmp_path):
@@ -76,9 +84,9 @@ BAD = {
     "latin.txt": ("é".encode("latin-1") + b" a", "not UTF-8"),
     "cut.txt": ("é".encode()[:1], "not UTF-8"),
     "binary.jsonl": (b'{"text": "a\x00"}\n', "binary"),
-    "other.jsonl": ('{"text": "a"}\n\n{"content": "b"}\n', "line 3: expected an object with a string in `text`"),
+    "other.jsonl": ('{"text": "a"}\n\n{"content": "b"}\n', "line 3: no field `text`; this line has: content"),
     "list.jsonl": ('["text"]\n', "line 1: expected an object"),
-    "number.jsonl": ('{"text": 3}\n', "line 1: expected an object"),
+    "number.jsonl": ('{"text": 3}\n', "line 1: expected a string in `text`, not int"),
     "broken.jsonl": ('\n{"text": \n', "line 2: not JSON: Expecting value"),
     "cut.jsonl": ('{"text": "a"}\n{"te', "line 2: not JSON"),
     "surrogate.jsonl": ('{"text": "\\ud800"}', "line 1: `text` holds half a surrogate pair"),
@@ -122,7 +130,7 @@ def test_the_early_check_accepts_what_can_be_read(tmp_path):
 
 def test_a_folder_without_text(tmp_path):
     write(tmp_path / "a.md", "x")
-    with pytest.raises(DataError, match=r"holds no .txt and no .jsonl"):
+    with pytest.raises(DataError, match=r"holds no .txt, no .jsonl and no .parquet"):
         check_source(tmp_path)
 
 
