@@ -33,7 +33,7 @@ class _Model(BaseModel):
 
 
 class Validation(_Model):
-    """One evaluation: loss in nat a prediction after `step` steps, and the energy in J that the run had used by then."""
+    """One evaluation: loss in nat a prediction after `step` steps, and the energy in J that was used by then."""
 
     step: int
     tokens: int

@@ -17,6 +17,7 @@ from efftrain.training.config import RunConfig
 from efftrain.training.objectives import Forward, Objective, data_objective
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.precision import autocast, loss_scaler
+from efftrain.training.ranks import Alone, Ranks
 from efftrain.training.recompute import apply_recompute
 from efftrain.workload.models.build import Model, build_model
 
@@ -33,6 +34,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     objective: Objective = data_objective
     scaler: torch.amp.GradScaler | None = None
+    ranks: Ranks = field(default_factory=Alone)
     forward: Forward = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,9 +67,9 @@ def build_session(config: RunConfig, *, objective: Objective = data_objective) -
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Mean data loss of a step in nat a prediction and the gradient's norm before clipping; still on the device.
+    """A step's mean data loss in nat a prediction, and its gradient's norm before clipping; still on the device.
 
-    `scaled` says that the loss was scaled, so that a step whose gradients overflow is skipped.
+    The loss is this rank's share of it: the sum over ranks is the mean over all predictions. `scaled` says that the loss was scaled, so that a step whose gradients overflow is skipped.
     """
 
     loss: Tensor
@@ -89,7 +91,7 @@ def train_step(session: Session, fetch: Callable[[], Batch], mark: Mark) -> Step
     config = session.config
     mark("data")
     batch = fetch()
-    count, device = batch.predictions, batch.inputs.device
+    count, device = batch.predictions * session.ranks.size, batch.inputs.device
     data_loss = torch.zeros((), device=device)
     for micro in batch.chunk(config.grad_accumulation):
         mark("forward")

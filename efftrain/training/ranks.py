@@ -1,0 +1,42 @@
+"""What a training loop needs of the processes that train with it: to agree, and to add up."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Ranks(Protocol):
+    """The processes of one training, each of which calls the same methods in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def any(self, asked: bool) -> bool:
+        """Whether any rank asked; on the host, without waiting for a device."""
+        ...
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over ranks of `values`, element by element, on their device."""
+        ...
+
+
+class Alone:
+    """One process that trains by itself."""
+
+    rank = 0
+    size = 1
+
+    def any(self, asked: bool) -> bool:
+        """See `Ranks.any`."""
+        return asked
+
+    def total(self, values: Tensor) -> Tensor:
+        """See `Ranks.total`."""
+        return values
