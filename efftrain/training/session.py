@@ -69,7 +69,8 @@ def build_session(config: RunConfig, *, objective: Objective = data_objective) -
 class StepResult:
     """A step's mean data loss in nat a prediction, and its gradient's norm before clipping; still on the device.
 
-    The loss is this rank's share of it: the sum over ranks is the mean over all predictions. `scaled` says that the loss was scaled, so that a step whose gradients overflow is skipped.
+    The loss is this rank's share of it: the sum over ranks is the mean over all predictions. `scaled` says that the
+    loss was scaled, so that a step whose gradients overflow is skipped.
     """
 
     loss: Tensor
