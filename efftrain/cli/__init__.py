@@ -18,7 +18,7 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="What a training step costs, in FLOPs, bytes, joules and CO2e, and which change makes it cheaper.",
     add_completion=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 app.command("bench")(bench.bench)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from efftrain.cli import options
+from efftrain.cli.groups import BillOptions, grouped
 
 if TYPE_CHECKING:
     from efftrain.adapters.command import Ended
@@ -22,6 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="The record as one line on st
 Device = Annotated[str, typer.Option(help="Whose energy counts: auto (all visible GPUs), cpu, cuda or cuda:N.")]
 
 
+@grouped
 def run(
     command: Command,
     *,
@@ -29,38 +31,23 @@ def run(
     name: Name = None,
     json: Json = False,
     device: Device = "auto",
-    country: options.Country = None,
-    region: options.Region = None,
-    intensity: options.Intensity = None,
-    pue: options.Pue = None,
-    node_overhead_w: options.NodeOverhead = None,
-    market_intensity: options.MarketIntensity = None,
-    intensity_profile: options.IntensityProfile = None,
-    wue: options.Wue = None,
-    lifetime_years: options.LifetimeYears = None,
-    utilization: options.Utilization = None,
+    bill: BillOptions,
 ) -> None:
     """Run any command and report what it cost; the exit status is the command's."""
     from efftrain.adapters.signals import hold
 
     held = hold()  # before anything heavy is imported, which may start threads
     from efftrain.adapters.command import NOT_EXECUTABLE, NOT_FOUND, CommandError, run_command
-    from efftrain.meters.carbon.footprint import resolve
 
     with options.usage_errors():
-        carbon = resolve(
-            country, region, intensity, pue, market_intensity=market_intensity, wue=wue, profile=intensity_profile,
-            lifetime_years=lifetime_years, utilization=utilization,
-        )  # fmt: skip
-        overhead = options.watts(node_overhead_w, "--node-overhead-w")
+        settings = bill.resolve()
     _check(name, out, device)
     if shutil.which(command[0]) is None and not Path(command[0]).exists():
         typer.echo(f"efftrain: {command[0]}: command not found", err=True)
         raise typer.Exit(NOT_FOUND)
     try:
         ended = run_command(
-            command, name=name or _name(command), carbon=carbon, folder=out, device=device, node_overhead_w=overhead,
-            to_stderr=json, held=held,
+            command, name=name or _name(command), folder=out, device=device, to_stderr=json, held=held, **settings,
         )  # fmt: skip
     except CommandError as error:
         typer.echo(f"efftrain: {error.strerror}", err=True)
