@@ -1,0 +1,219 @@
+"""Checkpoints on disk: which folder holds one, whether it is whole, and what it says of itself. Without torch.
+
+`RUN/checkpoints/step-00000120/` holds the files of torch.distributed.checkpoint, the tokenizer, and `checkpoint.json`,
+which names every other file with its size and SHA-256. It is written last, into a folder under a temporary name that
+is then renamed, so that a process that is killed leaves no step folder that is half there. Sizes and hashes are for
+what renaming cannot promise: a disk that lost its cache, a copy that was cut short, a bit that turned. SHA-256 is the
+choice because every shell can check it, and processors with SHA instructions read a disk faster than it writes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from efftrain.record.plain import from_plain
+from efftrain.record.quantities import Quantity
+from efftrain.training.config import ConfigError, RunConfig, from_dict
+from efftrain.workload.models.presets import AnyModel
+
+SCHEMA: Final = "efftrain.checkpoint/1"
+FACTS: Final = "checkpoint.json"
+TOKENIZER: Final = "tokenizer.json"
+CHECKPOINTS: Final = "checkpoints"
+_STEP_FOLDER: Final = re.compile(r"step-\d{8,}")
+_UNFINISHED: Final = ".unfinished-"
+
+
+class CheckpointError(ConfigError):
+    """A folder that holds no checkpoint, or a damaged one; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointInfo:
+    """A checkpoint that is whole.
+
+    Attributes:
+        folder: its files.
+        step: optimizer steps that were done.
+        tokens: tokens of all ranks that were trained by then.
+        config: of the run that made it.
+        run_id: of that run.
+        study_id: of its study.
+        model: shape of its weights, which after pruning is not `config.model`.
+        energy: what the run had used by then, all attempts together; None where it was not known.
+        facts: all of `checkpoint.json`.
+        passed_over: newer checkpoints that are damaged, one line each.
+    """
+
+    folder: Path
+    step: int
+    tokens: int
+    config: RunConfig
+    run_id: str
+    study_id: str
+    model: AnyModel
+    energy: Quantity | None
+    facts: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer that its weights go with, if it was kept."""
+        path = self.folder / TOKENIZER
+        return path if path.exists() else None
+
+
+def find(path: Path) -> CheckpointInfo:
+    """The newest whole checkpoint at `path`: a checkpoint, a `checkpoints` folder, a run, or a study of one run.
+
+    A damaged one is passed over for the one before, and named in the result; one that `path` names itself is an error.
+
+    Raises:
+        CheckpointError: there is none, or several runs have one.
+    """
+    if _is_step(path) or (path / FACTS).exists():  # a copy may have any name
+        return read(path)
+    damaged: list[str] = []
+    for folder in reversed(step_folders(_container(path))):
+        try:
+            info = read(folder)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        return replace(info, passed_over=tuple(damaged))
+    why = f"all are damaged: {damaged[0]}" if damaged else "no checkpoint was finished here"
+    raise CheckpointError(f"{path}: holds no checkpoint: {why}")
+
+
+def read(folder: Path) -> CheckpointInfo:
+    """One checkpoint, every file of it held against its size and hash.
+
+    Raises:
+        CheckpointError: it is damaged, or none.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_bytes())
+        if facts["schema"] != SCHEMA:
+            raise CheckpointError(f"{folder}: schema {facts['schema']!r}, expected {SCHEMA!r}")
+        _check_files(folder, facts["files"])
+        config = from_dict(facts["config"])
+        return CheckpointInfo(
+            folder=folder, step=int(facts["step"]), tokens=int(facts["tokens"]), config=config,
+            run_id=str(facts["run_id"]), study_id=str(facts["study_id"]),
+            model=(config.pruned_model if facts["pruned"] else None) or config.model,
+            energy=from_plain(Quantity, facts["energy"]) if facts.get("energy") else None, facts=facts,
+        )  # fmt: skip
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{folder}: damaged: {Path(error.filename or FACTS).name}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: damaged: {FACTS}: {str(error).splitlines()[0]}") from None
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint after `step` stands."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a `checkpoints` folder, whole or damaged, the oldest first."""
+    found = [path for path in checkpoints.iterdir() if _is_step(path)] if checkpoints.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def unfinished_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint after `step` is made."""
+    return checkpoints / f"{_UNFINISHED}step-{step:08d}"
+
+
+def remove_unfinished(checkpoints: Path) -> None:
+    """Remove what a save that was cut off has left. Nobody else may be saving there."""
+    for path in checkpoints.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def finish(unfinished: Path, folder: Path, facts: dict[str, Any]) -> None:
+    """Describe the files of a checkpoint, and give it its name; it is on the disk when this returns.
+
+    Raises:
+        OSError: something cannot be written; `folder` is as it was.
+    """
+    files = {path.name: _described(path) for path in sorted(unfinished.iterdir()) if path.name != FACTS}
+    with (unfinished / FACTS).open("w", encoding="utf-8") as file:
+        json.dump({"schema": SCHEMA, **facts, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(unfinished)
+    if folder.exists():  # damaged, or of an attempt that was resumed from an older checkpoint
+        shutil.rmtree(folder)
+    unfinished.rename(folder)
+    _sync(folder.parent)
+
+
+def keep_newest(checkpoints: Path, count: int) -> None:
+    """Remove all but the newest `count` checkpoints."""
+    for folder in step_folders(checkpoints)[:-count]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def size_bytes(folders: Iterable[Path]) -> int:
+    """What the files of these folders weigh."""
+    return sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+
+
+def _is_step(path: Path) -> bool:
+    return _STEP_FOLDER.fullmatch(path.name) is not None and path.is_dir()
+
+
+def _container(path: Path) -> Path:
+    """The folder of checkpoints that a path means."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; a checkpoint, a run's folder or a study's is expected")
+    if path.name == CHECKPOINTS or step_folders(path):
+        return path
+    if (path / CHECKPOINTS).is_dir():
+        return path / CHECKPOINTS
+    runs = sorted(path.glob(f"runs/*/{CHECKPOINTS}"))
+    if len(runs) > 1:
+        names = ", ".join(run.parent.name for run in runs)
+        raise CheckpointError(f"{path}: several runs have checkpoints; name one of runs/: {names}")
+    if not runs:
+        raise CheckpointError(f"{path}: holds no checkpoint; efftrain train --checkpoint-every N keeps some")
+    return runs[0]
+
+
+def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Raise a CheckpointError for a file that is not what it was."""
+    for name, expected in files.items():
+        path = folder / name
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            raise CheckpointError(f"{folder}: damaged: {name} has {size} bytes, not {expected['bytes']}")
+    for name, expected in files.items():
+        if _sha256(folder / name) != expected["sha256"]:
+            raise CheckpointError(f"{folder}: damaged: {name} has changed since it was written (SHA-256)")
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Put a folder's entries onto the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
