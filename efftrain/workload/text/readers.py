@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from efftrain.workload.text.config import DataError, Document
 
-LONGEST_DOCUMENT: Final = 4 << 20
-"""Characters after which a document of a .txt is cut: ten times a novel's chapter, and a few MiB of memory."""
+LONGEST_DOCUMENT: Final = 2 << 20
+"""Characters after which a document of a .txt is cut: longer than most books, and held in a few MiB."""
 
 _HEAD_BYTES: Final = 65_536
 _CHUNK_BYTES: Final = 1 << 18
