@@ -6,7 +6,7 @@ import unicodedata
 from itertools import count, islice
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efftrain.workload.text.cleaning import Cleaner, normalise_control
@@ -44,6 +44,7 @@ def test_all_steps():
     }  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab<p>/&;\x00\r\n 1-@.c", max_size=40)), st.permutations(STEPS[:3]))
 def test_accounts_add_up(texts, steps):
     cleaner = Cleaner(steps)
@@ -58,6 +59,7 @@ def test_accounts_add_up(texts, steps):
     assert flow[-1] == (len(left), sum(len(text) for text, _ in left))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_control_characters(text):
     cleaned = normalise_control(text)

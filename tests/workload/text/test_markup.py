@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efftrain.workload.text.markup import strip_markup
@@ -86,17 +86,20 @@ def test_what_only_looks_like_markup_stays(text):
     assert strip_markup(text) == text
 
 
+@settings(deadline=None)
 @given(st.text().filter(lambda text: "<" not in text and "&" not in text))
 def test_text_without_markup_is_unchanged(text):
     assert strip_markup(text) == text
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab1 <>&;=!-/\n\"'#"))
 def test_text_without_names_of_elements_or_entities_loses_nothing(text):
     if not any(f"<{mark}" in text for mark in ("a", "b", "/a", "/b", "!--")) and "&#" not in text:
         assert strip_markup(text) == text
 
 
+@settings(deadline=None)
 @given(st.text().filter(lambda text: text.strip() == text and "\r" not in text))
 def test_what_is_escaped_comes_back(text):
     escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
