@@ -17,6 +17,7 @@ from efftrain.study.batches import CorpusBatches
 from efftrain.study.plan import STUDY_PRESETS, Request, base_config
 from efftrain.training.loop import train
 from efftrain.training.session import Session, build_session
+from efftrain.workload.text.config import TextConfig
 from efftrain.workload.text.corpus import prepare
 
 Block = Callable[[], float]
@@ -29,7 +30,7 @@ def workload(model: str, steps: int) -> tuple[Session, CorpusBatches]:
     config = dataclasses.replace(config, eval_every=steps, eval_batches=1)
     torch.set_num_threads(config.threads)
     session = build_session(config)
-    batches = CorpusBatches(prepare(None, config.model.vocab_size), config)
+    batches = CorpusBatches(prepare(TextConfig(), config.model.vocab_size), config)
     train_block(session, batches, NullRecorder())
     return session, batches
 

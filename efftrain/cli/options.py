@@ -133,12 +133,14 @@ def check_corpus(plan: "Plan") -> None:
     Raises:
         DataError: no text, or too little for one batch.
     """
+    from efftrain.workload.text.config import Source, TextConfig
     from efftrain.workload.text.corpus import prepare
 
     if not plan.runs:
         return
     config = plan.runs[0].config
-    corpus = prepare(Path(plan.data) if plan.data else None, config.model.vocab_size)
+    text = TextConfig(sources=(Source(path=plan.data),) if plan.data else ())
+    corpus = prepare(text, config.model.vocab_size)
     corpus.require(config.tokens_per_step, seq_len=config.model.seq_len)
 
 

@@ -23,6 +23,7 @@ from efftrain.training.loop import Intervention, train
 from efftrain.training.objectives import data_objective
 from efftrain.training.session import Session, build_session, preserved, train_step
 from efftrain.workload.models.build import Model, build_model
+from efftrain.workload.text.config import Source, TextConfig
 from efftrain.workload.text.corpus import Corpus, prepare
 
 CPU_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
@@ -40,7 +41,8 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
     torch.set_num_threads(config.threads)
     if config.device == "cpu":  # compile in this process and its children, whose CPU time can be read
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    corpus = prepare(Path(spec["data"]) if spec["data"] else None, config.model.vocab_size)
+    text = TextConfig(sources=(Source(path=spec["data"]),) if spec["data"] else ())
+    corpus = prepare(text, config.model.vocab_size)
     sensors = find_sensors(config.device, node_overhead_w=spec["node_overhead_w"])
     with Monitor(Path(spec["journal"]), sensors, _header(spec, config, corpus)) as monitor:
         recorder = monitor.recorder

@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 
 from efftrain.workload.text import corpus
+from efftrain.workload.text.cache import temporary_root, token_type
+from efftrain.workload.text.config import Source, TextConfig
 from efftrain.workload.text.corpus import DataError, prepare
 from efftrain.workload.text.tokenizer import END_OF_TEXT, load_tokenizer
 
 VOCAB = 300
+
+
+def text(*paths, **settings):
+    return TextConfig(sources=tuple(Source(path=str(path)) for path in paths), **settings)
 
 
 def jsonl(path: Path, texts: list[str]) -> Path:
@@ -31,7 +37,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def made(source, tmp_path):
-    return prepare(source, VOCAB, cache=tmp_path / "cache")
+    return prepare(text(source), VOCAB, cache=tmp_path / "cache")
 
 
 def texts_of(made, part):
@@ -69,54 +75,43 @@ def test_the_split_does_not_depend_on_the_order(made, source, tmp_path):
     lines = source.read_text().splitlines(keepends=True)
     turned = tmp_path / "turned.jsonl"
     turned.write_text("".join(reversed(lines)))
-    other = prepare(turned, VOCAB, cache=tmp_path / "cache")
+    other = prepare(text(turned), VOCAB, cache=tmp_path / "cache")
     assert other.sha256 != made.sha256
     assert set(texts_of(other, "validation")) == set(texts_of(made, "validation"))
 
 
 def test_a_single_document_is_cut_by_position(tmp_path):
-    text = "".join(f"line {i}\n" for i in range(500))
-    (tmp_path / "one.txt").write_text(text)
-    made = prepare(tmp_path / "one.txt", VOCAB, cache=tmp_path / "cache")
+    whole = "".join(f"line {i}\n" for i in range(500))
+    (tmp_path / "one.txt").write_text(whole)
+    made = prepare(text(tmp_path / "one.txt"), VOCAB, cache=tmp_path / "cache")
     train, validation = texts_of(made, "train"), texts_of(made, "validation")
-    assert "".join(train + validation) == text
-    assert len(validation[0]) == round(0.05 * len(text))
+    assert "".join(train + validation) == whole
+    assert len(validation[0]) == round(0.05 * len(whole))
 
 
 def test_two_documents_are_one_each(tmp_path):
-    made = prepare(jsonl(tmp_path / "two.jsonl", ["first text", "second text"]), VOCAB, cache=tmp_path / "cache")
+    made = prepare(text(jsonl(tmp_path / "two.jsonl", ["first text", "second text"])), VOCAB, cache=tmp_path / "cache")
     assert (len(texts_of(made, "train")), len(texts_of(made, "validation"))) == (1, 1)
 
 
 def test_wide_vocabularies_need_wide_tokens():
-    assert [corpus._token_type(size) for size in (65_536, 65_537)] == [np.uint16, np.uint32]
-
-
-def test_the_tokenizer_learns_from_a_sample_of_the_whole(tmp_path):
-    files = [jsonl(tmp_path / "a.jsonl", [chr(97 + i) * 1000 for i in range(20)])]
-    survey = corpus._survey(files)
-    sample = list(corpus._sample(files, survey, 5000))
-    assert 5000 * 0.8 <= sum(map(len, sample)) <= 5000
-    assert {text[0] for text in sample[-2:]} & set("pqrst")
-    assert list(corpus._sample(files, survey, 10**6)) == [
-        t for part, t in corpus._split(files, survey) if part == "train"
-    ]
+    assert [token_type(size) for size in (65_536, 65_537)] == [np.uint16, np.uint32]
 
 
 def test_a_second_call_reads_the_cache(made, source, tmp_path, monkeypatch):
     def fail(*_):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(corpus, "_write", fail)
-    assert prepare(source, VOCAB, cache=tmp_path / "cache") == made
+    monkeypatch.setattr(corpus, "make", fail)
+    assert prepare(text(source), VOCAB, cache=tmp_path / "cache") == made
     with pytest.raises(AssertionError, match="encoded again"):
-        prepare(source, VOCAB + 1, cache=tmp_path / "cache")
+        prepare(text(source), VOCAB + 1, cache=tmp_path / "cache")
     source.write_text(source.read_text() + '{"text": "one more"}\n')
     with pytest.raises(AssertionError, match="encoded again"):
-        prepare(source, VOCAB, cache=tmp_path / "cache")
+        prepare(text(source), VOCAB, cache=tmp_path / "cache")
 
 
-@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "corpus.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "corpus.json", "preparation.json", "tokenizer.json"])
 def test_a_damaged_cache_is_mended(made, source, tmp_path, name):
     before = made.train.tolist()
     damaged = made.folder / name
@@ -124,68 +119,70 @@ def test_a_damaged_cache_is_mended(made, source, tmp_path, name):
         damaged.unlink()
     else:
         damaged.write_bytes(damaged.read_bytes()[:-1])
-    mended = prepare(source, VOCAB, cache=tmp_path / "cache")
+    mended = prepare(text(source), VOCAB, cache=tmp_path / "cache")
     assert mended == made
     assert mended.train.tolist() == before
 
 
 def test_two_at_a_time_agree(source, tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: prepare(source, VOCAB, cache=tmp_path / "cache"), range(4)))
+        results = list(pool.map(lambda _: prepare(text(source), VOCAB, cache=tmp_path / "cache"), range(4)))
     assert all(result == results[0] for result in results)
     names = sorted(path.name for path in results[0].folder.iterdir())
-    assert names == ["corpus.json", "tokenizer.json", "train.bin", "validation.bin"]
+    assert names == ["corpus.json", "preparation.json", "tokenizer.json", "train.bin", "validation.bin"]
 
 
 def test_two_processes_make_the_same_bytes(made, source, tmp_path):
     code = f"""
 from pathlib import Path
+from efftrain.workload.text.config import Source, TextConfig
 from efftrain.workload.text.corpus import prepare
-prepare(Path({str(source)!r}), {VOCAB}, cache=Path({str(tmp_path / "other")!r}))
+prepare(TextConfig(sources=(Source(path={str(source)!r}),)), {VOCAB}, cache=Path({str(tmp_path / "other")!r}))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
     other = tmp_path / "other" / made.folder.name
     for path in made.folder.iterdir():
-        assert (other / path.name).read_bytes() == path.read_bytes()
+        if path.name != "preparation.json":  # how long it took
+            assert (other / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_cache_that_cannot_be_written(source, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    made = prepare(source, VOCAB, cache=tmp_path / "file" / "cache")
+    made = prepare(text(source), VOCAB, cache=tmp_path / "file" / "cache")
     assert made.folder.is_relative_to(tmp_path / "tmp" / f"efftrain-{os.getuid()}")
     assert made.folder.parent.stat().st_mode & 0o777 == 0o700
-    assert prepare(source, VOCAB, cache=tmp_path / "file" / "cache") == made
+    assert prepare(text(source), VOCAB, cache=tmp_path / "file" / "cache") == made
 
 
 def test_a_temporary_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / f"efftrain-{os.getuid()}").symlink_to(tmp_path / "elsewhere")
-    assert corpus._temporary_root() != tmp_path / f"efftrain-{os.getuid()}"
+    assert temporary_root() != tmp_path / f"efftrain-{os.getuid()}"
 
 
 def test_the_cache_is_where_xdg_says(source, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert prepare(source, VOCAB).folder.parent == tmp_path / "xdg" / "efftrain"
+    assert prepare(text(source), VOCAB).folder.parent == tmp_path / "xdg" / "efftrain"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert prepare(source, VOCAB).folder.parent == tmp_path / "home" / ".cache" / "efftrain"
+    assert prepare(text(source), VOCAB).folder.parent == tmp_path / "home" / ".cache" / "efftrain"
 
 
 @pytest.mark.parametrize("content", ["", " \n\t\n", "x"])
 def test_nothing_to_train_on(tmp_path, content):
     (tmp_path / "a.txt").write_text(content)
     with pytest.raises(DataError, match=r"a\.txt: is empty; training needs text"):
-        prepare(tmp_path / "a.txt", VOCAB, cache=tmp_path / "cache")
+        prepare(text(tmp_path / "a.txt"), VOCAB, cache=tmp_path / "cache")
 
 
 def test_bad_lines_leave_nothing_in_the_cache(tmp_path):
     source = jsonl(tmp_path / "a.jsonl", ["good text"] * 3)
     source.write_text(source.read_text() + '{"body": "bad"}\n')
     with pytest.raises(DataError, match="line 4"):
-        prepare(source, VOCAB, cache=tmp_path / "cache")
+        prepare(text(source), VOCAB, cache=tmp_path / "cache")
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
