@@ -13,8 +13,9 @@ import torch
 
 from efftrain.comparison.statistics import Estimate, paired_ratio
 from efftrain.record.recorder import NullRecorder, Recorder
-from efftrain.study.batches import CorpusBatches
+from efftrain.study.batches import corpus_batches
 from efftrain.study.plan import STUDY_PRESETS, Request, base_config
+from efftrain.training.batch import Batches
 from efftrain.training.loop import train
 from efftrain.training.session import Session, build_session
 from efftrain.workload.text.config import TextConfig
@@ -24,18 +25,18 @@ Block = Callable[[], float]
 """Trains some steps and returns the seconds of one."""
 
 
-def workload(model: str, steps: int) -> tuple[Session, CorpusBatches]:
+def workload(model: str, steps: int) -> tuple[Session, Batches]:
     """A warm session of the baseline on the default text, `steps` steps a block."""
     config = base_config(Request(model=model, steps=steps), STUDY_PRESETS["quick"])
     config = dataclasses.replace(config, eval_every=steps, eval_batches=1)
     torch.set_num_threads(config.threads)
     session = build_session(config)
-    batches = CorpusBatches(prepare(TextConfig(), config.model.vocab_size), config)
+    batches = corpus_batches(prepare(TextConfig(), config.model.vocab_size), config)
     train_block(session, batches, NullRecorder())
     return session, batches
 
 
-def train_block(session: Session, batches: CorpusBatches, recorder: Recorder) -> float:
+def train_block(session: Session, batches: Batches, recorder: Recorder) -> float:
     """Train one block in efftrain's loop; seconds a step, from the first step's start to the last one's end."""
     watched = _Bounds(recorder)
     train(session, batches, watched)

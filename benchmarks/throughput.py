@@ -16,11 +16,11 @@ from blocks import compare, train_block, workload
 
 from efftrain.record.journal import SCHEMA, JournalWriter
 from efftrain.record.recorder import JournalRecorder
-from efftrain.study.batches import CorpusBatches
+from efftrain.training.batch import Batches
 from efftrain.training.session import Session
 
 
-def bare_loop(session: Session, batches: CorpusBatches) -> float:
+def bare_loop(session: Session, batches: Batches) -> float:
     """The shortest loop that trains this model: batch, forward, backward, clip, update; seconds a step."""
     model, optimizer, config = session.model, session.optimizer, session.config
     began = time.perf_counter()

@@ -1,8 +1,8 @@
 """Which stretches of a run are on the bill.
 
-Compilation, calibration, a teacher's passes, training and evaluation are; warm-up and idle are not. The stretches are
-cut out of the journal's spans and steps here, once, so that energy, idle energy and time are taken over the same
-seconds.
+Preparing the text where that is measured, compilation, calibration, a teacher's passes, training, evaluation and
+checkpoints are; warm-up and idle are not. The stretches are cut out of the journal's spans and steps here, once, so that
+energy, idle energy and time are taken over the same seconds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,12 +13,12 @@ Window = tuple[int, int]
 """Start and end in monotonic nanoseconds."""
 
 BOUNDARY = (
-    "compilation, calibration, teacher passes, training and evaluation; not warm-up, not idle; where no steps are "
-    "known, all that was measured"
+    "compilation, calibration, teacher passes, training, evaluation, checkpoints, and preparing the text where that "
+    "was asked for; not warm-up, not idle; where no steps are known, all that was measured"
 )
 
-_BILLED = frozenset({"compile", "calibrate", "teacher", "evaluate", "checkpoint"})
-_UNBILLED = frozenset({"warmup", "idle"})
+_BILLED = frozenset({"prepare", "compile", "calibrate", "teacher", "evaluate", "checkpoint"})
+_UNBILLED = frozenset({"warmup", "idle", "load"})
 
 
 def billed_windows(lines: Iterable[Line]) -> list[Window]:

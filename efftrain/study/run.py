@@ -13,8 +13,9 @@ from efftrain.compression.pruning import prune_session
 from efftrain.monitor.machine import environment, find_sensors
 from efftrain.monitor.monitor import Monitor
 from efftrain.record.recorder import Recorder, Status
-from efftrain.study.batches import CorpusBatches
+from efftrain.study.batches import corpus_batches
 from efftrain.study.costs import measure_memory, record_costs
+from efftrain.training.batch import Batches
 from efftrain.training.blocks import measure_blocks
 from efftrain.training.checkpoint import load_weights, save_weights
 from efftrain.training.config import RunConfig, from_dict
@@ -59,7 +60,7 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
 class _Parts:
     session: Session
     teacher: Model | None
-    batches: CorpusBatches
+    batches: Batches
 
 
 def _train(
@@ -87,7 +88,7 @@ def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> _Parts:
         load_weights(teacher, Path(spec["teacher"]["weights"]))
         objective = distillation_objective(teacher, config.distill)
     torch.manual_seed(config.seed)
-    return _Parts(build_session(config, objective=objective), teacher, CorpusBatches(corpus, config))
+    return _Parts(build_session(config, objective=objective), teacher, corpus_batches(corpus, config))
 
 
 def _warm_up(parts: _Parts, recorder: Recorder) -> None:
