@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from efftrain.training.config import ConfigError
 from efftrain.training.optimizer import build_optimizer
+from efftrain.training.precision import cast_parameters
 from efftrain.training.session import Session
 from efftrain.workload.models.presets import ModelConfig
 from efftrain.workload.models.transformer import Block, Transformer
@@ -80,7 +81,8 @@ def prune(model: Transformer, kept: Kept) -> Transformer:
     heads, channels = len(kept.heads[0]), len(kept.channels[0])
     device, dtype = model.embedding.weight.device, model.embedding.weight.dtype
     with device:
-        smaller = Transformer(dataclasses.replace(model.config, num_heads=heads, d_ff=channels)).to(dtype)
+        smaller = Transformer(dataclasses.replace(model.config, num_heads=heads, d_ff=channels))
+    cast_parameters(smaller, dtype)
     cuts = _cuts(model, kept)
     with torch.no_grad():
         for name, parameter in smaller.named_parameters():
@@ -107,7 +109,7 @@ def prune_session(session: Session, batches: Iterable[Tensor]) -> None:
     assert isinstance(model, Transformer), "RunConfig prunes the default model alone"
     kept = choose(measure_importance(model, batches), model, target)
     smaller = prune(model, kept)
-    fresh = build_optimizer(smaller, session.config.optimizer)
+    fresh = build_optimizer(smaller, session.config.optimizer, session.config.precision)
     _move_state(model, session.optimizer, smaller, fresh, _cuts(model, kept))
     session.use_model(smaller, fresh)
 

@@ -46,6 +46,15 @@ def environment(device: str, *, gpus: Devices = (), environ: Mapping[str, str] =
     return probe.environment(device, gpu_facts(gpus or _devices(device), environ=environ))
 
 
+def compute_capability(device: str) -> tuple[int, int] | None:
+    """CUDA's compute capability of a run's device as NVML tells it; None for a CPU, or where it cannot be asked."""
+    told = next((facts.get("compute_capability") for facts in gpu_facts(_devices(device))), None)
+    if not told:
+        return None
+    major, minor = told.split(".")
+    return int(major), int(minor)
+
+
 def _assumed(node_overhead_w: float | None, *, guest: bool) -> list[AssumedPower]:
     """Stand-ins for memory and for the rest of the node."""
     found = [AssumedPower("memory", "dram", *memory_watts(probe.memory_bytes()), boundary=_MEMORY)]

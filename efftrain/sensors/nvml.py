@@ -129,8 +129,9 @@ def gpu_facts(
 ) -> list[dict[str, Any]]:
     """What NVML tells about each board, for a run's environment; None where a board or a driver does not tell.
 
-    Keys: name, uuid, index, driver, power_limit_w, max_sm_clock_hz, max_memory_clock_hz, memory_bytes, mig, vgpu and
-    other_processes (compute processes on the board that are not this one), and other_process_ids, their numbers.
+    Keys: name, uuid, index, driver, compute_capability ("9.0"), power_limit_w, max_sm_clock_hz, max_memory_clock_hz,
+    memory_bytes, mig, vgpu and other_processes (compute processes on the board that are not this one), and
+    other_process_ids, their numbers.
     """
     boards = _boards(devices, library, environ)
     return [_facts(board) for board in boards if isinstance(board, _Board)]
@@ -281,6 +282,7 @@ def _facts(board: _Board) -> dict[str, Any]:
     sm_mhz = ask(library.nvmlDeviceGetMaxClockInfo, library.NVML_CLOCK_SM)
     memory_mhz = ask(library.nvmlDeviceGetMaxClockInfo, library.NVML_CLOCK_MEM)
     memory = ask(library.nvmlDeviceGetMemoryInfo)
+    capability = ask(library.nvmlDeviceGetCudaComputeCapability)
     processes = ask(library.nvmlDeviceGetComputeRunningProcesses)
     others = None if processes is None else [p.pid for p in processes if p.pid != os.getpid()]
     return {
@@ -288,6 +290,7 @@ def _facts(board: _Board) -> dict[str, Any]:
         "uuid": board.uuid,
         "index": board.index,
         "driver": _ask(library, library.nvmlSystemGetDriverVersion),
+        "compute_capability": None if capability is None else ".".join(map(str, capability)),
         "power_limit_w": None if limit_mw is None else limit_mw / 1000,
         "max_sm_clock_hz": None if sm_mhz is None else sm_mhz * 1_000_000,
         "max_memory_clock_hz": None if memory_mhz is None else memory_mhz * 1_000_000,

@@ -7,7 +7,9 @@ from efftrain.hardware.calibrate import peak
 from efftrain.monitor.machine import environment
 from efftrain.training.config import Precision
 
-PEAK_DTYPE: dict[Precision, str] = {"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16"}
+PEAK_DTYPE: dict[Precision, str] = {
+    "fp32": "float32", "tf32": "tf32", "bf16": "bfloat16", "fp16": "float16", "pure-bf16": "bfloat16",
+}  # fmt: skip
 
 
 def peak_rates(device: str, precisions: Iterable[Precision], threads: int) -> dict[Precision, dict[str, Any]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efftrain.training.config import DistillConfig, PruneConfig, RunConfig
+from efftrain.training.support import Capability, refusal
 
 BASELINE = "baseline"
 
@@ -61,11 +62,10 @@ VARIANTS: dict[str, Variant] = {
         distill=Distill(),
     ),
     "fp16": Variant(summary="fp16 autocast with loss scaling over fp32 weights", sets={"precision": "fp16"}),
-    "tf32": Variant(
-        summary="fp32 with TF32 matrix products",
-        sets={"precision": "tf32"},
-        cuda_only="TF32 is a format of NVIDIA's matrix units; a CPU has none",
+    "pure-bf16": Variant(
+        summary="weights, activations and gradients in bf16, fp32 master weights", sets={"precision": "pure-bf16"}
     ),
+    "tf32": Variant(summary="fp32 with TF32 matrix products", sets={"precision": "tf32"}),
     "compile": Variant(summary="the model compiled by torch.compile", sets={"compile": True}),
     "kernels": Variant(
         summary="attention and AdamW by efftrain's own kernels",
@@ -93,6 +93,8 @@ def apply_variant(base: RunConfig, variant: Variant) -> RunConfig:
     return dataclasses.replace(base, model=model, optimizer=optimizer, distill=distill, **variant.sets)
 
 
-def unavailable(variant: Variant, device: str) -> str | None:
-    """Why `variant` cannot run on `device`; None where it can."""
-    return variant.cuda_only or None if device == "cpu" else None
+def unavailable(variant: Variant, device: str, capability: Capability | None = None) -> str | None:
+    """Why `variant` cannot run on `device`; None where it can. `capability` is the device's, as in `refusal`."""
+    if device == "cpu" and variant.cuda_only:
+        return variant.cuda_only
+    return refusal(variant.sets["precision"], device, capability) if "precision" in variant.sets else None

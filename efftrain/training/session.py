@@ -16,7 +16,7 @@ from efftrain.training.batch import Batch
 from efftrain.training.config import RunConfig
 from efftrain.training.objectives import Forward, Objective, data_objective
 from efftrain.training.optimizer import build_optimizer
-from efftrain.training.precision import autocast, loss_scaler
+from efftrain.training.precision import autocast, loss_scaler, prepare_precision
 from efftrain.training.ranks import Alone, Ranks
 from efftrain.training.recompute import apply_recompute
 from efftrain.workload.models.build import Model, build_model
@@ -56,10 +56,11 @@ def build_session(config: RunConfig, *, objective: Objective = data_objective) -
     """A fresh model from the configuration's seed, on its device, with its optimizer."""
     device = torch.device(config.device)
     model = build_model(config.model, device, seed=config.seed)
+    prepare_precision(model, config.precision)
     return Session(
         config=config,
         model=model,
-        optimizer=build_optimizer(model, config.optimizer),
+        optimizer=build_optimizer(model, config.optimizer, config.precision),
         objective=objective,
         scaler=loss_scaler(config.precision, device),
     )

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from efftrain.hardware import probe
-from efftrain.monitor.machine import environment, find_sensors
+from efftrain.monitor import machine
+from efftrain.monitor.machine import compute_capability, environment, find_sensors
 
 
 def test_this_machine_has_a_reading_for_its_processor():
@@ -33,3 +34,10 @@ def test_the_environment_of_a_cpu_run_has_no_devices():
     found = environment("cpu")
     assert (found["device"], found["devices"]) == ("cpu", [])
     assert json.loads(json.dumps(found)) == found
+
+
+def test_the_compute_capability_is_that_of_the_runs_board(monkeypatch: pytest.MonkeyPatch):
+    boards = {0: [{"compute_capability": "8.6"}], 3: [{"compute_capability": None}], 4: []}
+    monkeypatch.setattr(machine, "gpu_facts", lambda devices: boards[devices[0]] if devices else [])
+    assert compute_capability("cuda") == (8, 6)
+    assert [compute_capability(device) for device in ("cuda:3", "cuda:4", "cpu")] == [None, None, None]

@@ -39,6 +39,7 @@ def board(index: int, name: str = "NVIDIA H100 80GB HBM3", **answers: Any) -> di
         "PowerUsage": 123_400, "FieldValues": FunctionNotFoundError("none"),
         "EnforcedPowerLimit": 700_000, "MigMode": NotSupportedError("no MIG"),
         "VirtualizationMode": 0, "MemoryInfo": SimpleNamespace(total=80 * 2**30), "MaxClockInfo": 1980,
+        "CudaComputeCapability": (9, 0),
         "ComputeRunningProcesses": [SimpleNamespace(pid=-1), SimpleNamespace(pid=-2)], **answers,
     }  # fmt: skip
 
@@ -251,6 +252,7 @@ def test_facts_of_a_board():
     facts = gpu_facts(None, library=FakeNvml(board(0)), environ={})
     assert facts == [{
         "name": "NVIDIA H100 80GB HBM3", "uuid": "GPU-0a5e-0000", "index": 0, "driver": "590.48",
+        "compute_capability": "9.0",
         "power_limit_w": 700.0, "max_sm_clock_hz": 1_980_000_000, "max_memory_clock_hz": 1_980_000_000,
         "memory_bytes": 80 * 2**30, "mig": None, "vgpu": False, "other_processes": 2,
         "other_process_ids": [-1, -2],

@@ -34,5 +34,7 @@ def test_availability_depends_on_the_device():
     assert unavailable(VARIANTS["tf32"], "cpu")
     assert unavailable(VARIANTS["kernels"], "cpu")
     assert unavailable(VARIANTS["tf32"], "cuda:0") is None
+    assert "8.0" in (unavailable(VARIANTS["bf16"], "cuda:0", (7, 5)) or "")
+    assert unavailable(VARIANTS["compile"], "cuda:0", (7, 5)) is None
     assert all(unavailable(VARIANTS[name], "cpu") is None for name in QUICK_VARIANTS)
     assert [v for v in QUICK_VARIANTS if v not in make_plan(Request()).variants] == []
