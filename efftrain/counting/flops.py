@@ -7,8 +7,13 @@ nodes that were made while a module's forward ran belong to that module.
 
 Hardware FLOPs are what the device executes. Model FLOPs are those of the PaLM convention (arXiv:2204.02311, appendix
 B): causal attention is not halved, recomputation counts nothing, attention's backward is twice its forward even where
-the kernel recomputes the scores, and a teacher's passes count nothing. Only matrix products and convolutions have
-FLOPs. Bytes are what each op reads and writes when it runs alone, which is an upper bound for a compiled model.
+the kernel recomputes the scores, a window's attention is as long as the window, and a teacher's passes count nothing.
+Only matrix products and convolutions have FLOPs. Bytes are what each op reads and writes when it runs alone, which is
+an upper bound for a compiled model.
+
+A module that attends within a window says so by an integer attribute `visible_keys`, the keys that a query is counted
+with. All products of that module itself, which those of its submodules are not, are taken for attention's: one fused
+op, or the products in which it was spelled out.
 """
 
 from bisect import bisect_right
@@ -160,6 +165,10 @@ class CostCounter:
             return
         if phase == "recompute" or self._modules.is_teacher(module):
             model_flops = 0
+        visible_keys = self._modules.visible_keys(module)
+        if model_flops and visible_keys is not None:
+            keys = op.keys(args, result)
+            model_flops = model_flops * min(visible_keys, keys) // keys
         sums = self._sums.setdefault((phase, module, op.name), [0, 0, 0, 0])
         for i, number in enumerate((1, flops, model_flops, traffic)):
             sums[i] += number
@@ -209,6 +218,8 @@ class _Modules:
         taught = {} if teacher is None else {m: f"{TEACHER}.{n}".rstrip(".") for n, m in teacher.named_modules()}
         self._names |= taught
         self._teacher = frozenset(taught.values())
+        sights = ((name, getattr(module, "visible_keys", None)) for module, name in self._names.items())
+        self._visible_keys = {name: keys for name, keys in sights if isinstance(keys, int)}
         owners = [(p, name) for m, name in self._names.items() for p in m.parameters(recurse=False)]
         self._owners = {id(p): name for p, name in reversed(owners)}  # a shared parameter belongs to its first module
         self._forward: list[str] = [""]
@@ -235,6 +246,9 @@ class _Modules:
 
     def is_teacher(self, name: str) -> bool:
         return name in self._teacher
+
+    def visible_keys(self, name: str) -> int | None:
+        return self._visible_keys.get(name)
 
     def of_node(self) -> str:
         node: Any = torch._C._current_autograd_node()
@@ -284,7 +298,9 @@ class _Op:
 
     name: str
     formula: _Formula | None
+    attention: bool
     attention_backward: bool
+    longest_keys: int | None
     composite: bool
     query: bool
     mutated: Sequence[tuple[int, str]]
@@ -296,12 +312,16 @@ class _Op:
         name = schema.name.replace("::", ".")
         query = name.startswith(_QUERIES)
         formula = formulas.get(func.overloadpacket)
+        attention = formula is not None and "attention" in name
+        longest_keys = [i for i, argument in enumerate(schema.arguments) if argument.name == "max_seqlen_k"]
         implicit = torch._C.DispatchKey.CompositeImplicitAutograd
         mutated = [(i, a) for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
         return cls(
             name=name,
             formula=formula,
-            attention_backward=formula is not None and "attention" in name and "backward" in name,
+            attention=attention,
+            attention_backward=attention and "backward" in name,
+            longest_keys=longest_keys[0] if longest_keys else None,
             composite=formula is None and not query and func.has_kernel_for_dispatch_key(implicit),
             query=query,
             mutated=[(position, argument.name) for position, argument in mutated],
@@ -321,6 +341,14 @@ class _Op:
         key, value = args[2].shape[-1], args[3].shape[-1]
         kernel = str(args[-1]) if self.name.startswith("efftrain.") else ""
         return flops, flops * (2 * key + 2 * value) // executed_widths(kernel, key, value)
+
+    def keys(self, args: _Arguments, result: Any) -> int:
+        """Length of the sequence over which an attention goes: of its keys, or T in T × Q × T."""
+        if self.longest_keys is not None:
+            return int(args[self.longest_keys])
+        if self.attention:
+            return args[2 if self.attention_backward else 1].shape[-2]
+        return sorted((args[0].shape[-1], *result.shape[-2:]))[1]
 
     def traffic(self, args: _Arguments, kwargs: _Keywords, result: Any) -> int:
         """Bytes read and written by one call; 0 for a view, whether its schema says so or not (`_unsafe_view`)."""

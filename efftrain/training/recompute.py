@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from efftrain.training.config import Recompute
-from efftrain.workload.models.transformer import ATTENTION_OPS, Block, Transformer, call_block
+from efftrain.workload.models.attention import ATTENTION_OPS
+from efftrain.workload.models.transformer import Block, Transformer, call_block
 
 
 def apply_recompute(model: Transformer, recompute: Recompute) -> None:
@@ -29,8 +30,8 @@ def apply_recompute(model: Transformer, recompute: Recompute) -> None:
             model.run_block = partial(_recomputed, {"preserve_rng_state": keep_rng, "context_fn": _keep_attention})
 
 
-def _recomputed(settings: dict[str, Any], block: Block, x_btd: Tensor, cos_tq: Tensor, sin_tq: Tensor) -> Tensor:
-    out = checkpoint(block, x_btd, cos_tq, sin_tq, use_reentrant=False, **settings)
+def _recomputed(settings: dict[str, Any], block: Block, *inputs: Tensor | None) -> Tensor:
+    out = checkpoint(block, *inputs, use_reentrant=False, **settings)
     assert isinstance(out, Tensor)
     return out
 

@@ -8,6 +8,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from efftrain_kernels.reference import Window
 
@@ -131,7 +132,8 @@ def _check_packing(
         raise ValueError(f"{name} has shape {list(cu_seqlens.shape)}; expected [sequences + 1], at least 2")
     if cu_seqlens.device != x.device:
         raise ValueError(f"{name} is on {cu_seqlens.device} and {name[-1]} on {x.device}; move them to one device")
-    if cu_seqlens.is_cpu and not torch.compiler.is_compiling():  # elsewhere, reading values would wait for the device
+    # Elsewhere, reading values would wait for the device, or there are none.
+    if cu_seqlens.is_cpu and not torch.compiler.is_compiling() and not isinstance(cu_seqlens, FakeTensor):
         _check_offsets(name, cu_seqlens, longest_name, longest, tokens=x.shape[0])
 
 

@@ -12,7 +12,7 @@ from torch.utils import flop_counter
 
 import efftrain_kernels
 from efftrain.counting.flops import CostCounter, CostRow, StepCost, _formulas, count_step, fake_mode
-from efftrain.workload.models.transformer import ATTENTION
+from efftrain.workload.models.attention import ATTENTION
 
 FORMS = {
     "mha": {"num_kv_heads": 4},
@@ -129,7 +129,7 @@ def test_attention_in_the_save_set_is_not_computed_again(training, attention, mo
     assert full.model_flops == selective.model_flops
 
 
-def attend_by_op(q, k, v, dropout):
+def attend_by_op(q, k, v, layout, **_):
     return efftrain_kernels.attention(q, k, v, causal=True, backend="reference")
 
 

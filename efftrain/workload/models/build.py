@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
+from efftrain.workload.models.initialisation import initialise
 from efftrain.workload.models.presets import AnyModel, ModelConfig
-from efftrain.workload.models.transformer import Transformer, initialise
+from efftrain.workload.models.transformer import Transformer
 
 Model = Transformer
 """What a run trains: token ids [B, T] and lengths [B] or None -> logits."""

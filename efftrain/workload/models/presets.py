@@ -71,6 +71,8 @@ class ModelConfig:
         for name, choices in (("attention", Attention), ("initialisation", Initialisation)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} {getattr(self, name)!r}: choose one of {', '.join(get_args(choices))}")
+        if self.dropout and self.attention == "efftrain":
+            raise ValueError(f"attention 'efftrain' has no dropout, and {self.dropout} is asked for: use 'sdpa'")
 
     @property
     def block_parameters(self) -> int:

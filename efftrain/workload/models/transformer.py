@@ -1,90 +1,54 @@
-"""A decoder-only transformer in plain PyTorch: RMSNorm, rotary embeddings, SwiGLU, grouped-query attention.
+"""A transformer in plain PyTorch, decoder or encoder: RMSNorm, rotary embeddings, SwiGLU, grouped-query attention.
 
-Shapes: B sequences, T tokens, D = d_model, H query heads, K key/value heads, Q = head_dim, F = d_ff, V = vocabulary.
-Every matrix product is an `nn.Linear` or stands in one of the three attention functions below, so that the closed form
-for model FLOPs (`ModelConfig.model_flops_per_token`) can be checked against a count of the operations.
+Shapes: B sequences, T tokens, D = d_model, H query heads, K key/value heads, Q = head_dim, F = d_ff, V = vocabulary,
+C = classes. Every matrix product is an `nn.Linear` or stands in one of the functions of efftrain.workload.models.attention,
+so that the closed form for model FLOPs (`ModelConfig.model_flops_per_token`) can be checked against a count of the
+operations.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efftrain.workload.models.presets import Attention, ModelConfig
-from efftrain_kernels import attention as efftrain_attention
-
-AttentionFunction = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""(q_bhtq, k_bktq, v_bktq, dropout probability) -> out_bhtq; causal."""
-
-
-def eager_attention(q_bhtq: Tensor, k_bktq: Tensor, v_bktq: Tensor, dropout: float) -> Tensor:
-    """Causal attention with its T × T weights spelled out; keys and values are repeated for their query heads."""
-    groups = q_bhtq.shape[1] // k_bktq.shape[1]
-    k, v = (x.repeat_interleave(groups, dim=1) for x in (k_bktq, v_bktq))
-    scores = (q_bhtq @ k.transpose(-2, -1)) / math.sqrt(q_bhtq.shape[-1])
-    length = scores.shape[-1]
-    future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu(1)
-    weights = scores.masked_fill(future, -math.inf).softmax(dim=-1)
-    return F.dropout(weights, dropout, training=dropout > 0) @ v
-
-
-def sdpa_attention(q_bhtq: Tensor, k_bktq: Tensor, v_bktq: Tensor, dropout: float) -> Tensor:
-    """Causal attention by torch's own choice of kernel."""
-    grouped = q_bhtq.shape[1] != k_bktq.shape[1]
-    return F.scaled_dot_product_attention(q_bhtq, k_bktq, v_bktq, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
-
-
-def kernel_attention(q_bhtq: Tensor, k_bktq: Tensor, v_bktq: Tensor, dropout: float) -> Tensor:
-    """Causal attention by efftrain_kernels, which has no dropout.
-
-    Raises:
-        ValueError: dropout above 0.
-    """
-    if dropout:
-        raise ValueError(f"attention 'efftrain' has no dropout ({dropout} was asked for); use 'sdpa' or dropout 0")
-    # The kernel itself on CUDA, where "auto" may hand a plain call to torch.
-    return efftrain_attention(q_bhtq, k_bktq, v_bktq, causal=True, backend="triton" if q_bhtq.is_cuda else "auto")
-
-
-ATTENTION: dict[Attention, AttentionFunction] = {
-    "eager": eager_attention,
-    "sdpa": sdpa_attention,
-    "efftrain": kernel_attention,
-}
-
-ATTENTION_OPS = frozenset(
-    {
-        torch.ops.efftrain.attention_forward.default,
-        torch.ops.aten._scaled_dot_product_flash_attention.default,
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-        torch.ops.aten._scaled_dot_product_efficient_attention.default,
-        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    }
-)
-"""The ops that those functions come down to; `eager` has none of its own."""
+from efftrain.workload.models.attention import ATTENTION, attention_layout, band_mask
+from efftrain.workload.models.presets import ModelConfig
 
 
 class SelfAttention(nn.Module):
-    """Grouped-query causal self-attention with rotary embeddings, [B, T, D] -> [B, T, D]."""
+    """Grouped-query self-attention with rotary embeddings, [B, T, D] -> [B, T, D].
+
+    Attributes:
+        visible_keys: those that a query is counted with; see efftrain.counting.flops.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.dropout = config.dropout
+        self.causal, self.window, self.visible_keys = config.causal, config.window, config.visible_keys
         self.attend = ATTENTION[config.attention]
         self.q_proj = nn.Linear(config.d_model, config.num_heads * config.head_dim, bias=False)
         self.k_proj = nn.Linear(config.d_model, config.num_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.d_model, config.num_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.d_model, bias=False)
 
-    def forward(self, x_btd: Tensor, cos_tq: Tensor, sin_tq: Tensor) -> Tensor:
-        """Attend within each sequence; `cos_tq`, `sin_tq` come from `rotary_tables`."""
+    def forward(self, x_btd: Tensor, cos_tq: Tensor, sin_tq: Tensor, layout: Tensor | None = None) -> Tensor:
+        """Attend within each sequence.
+
+        Args:
+            x_btd: what is read.
+            cos_tq: from `rotary_tables`, as `sin_tq` is.
+            sin_tq: see `cos_tq`.
+            layout: from `attention_layout`.
+        """
         q = rotate(self._heads(self.q_proj(x_btd), self.num_heads), cos_tq, sin_tq)
         k = rotate(self._heads(self.k_proj(x_btd), self.num_kv_heads), cos_tq, sin_tq)
         v = self._heads(self.v_proj(x_btd), self.num_kv_heads)
-        out_bhtq = self.attend(q, k, v, self.dropout if self.training else 0.0)
+        window = self.window if self.window is not None and self.window < x_btd.shape[1] else None
+        dropout = self.dropout if self.training else 0.0
+        out_bhtq = self.attend(q, k, v, layout, causal=self.causal, window=window, dropout=dropout)
         return self.o_proj(out_bhtq.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
@@ -116,23 +80,23 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_btd: Tensor, cos_tq: Tensor, sin_tq: Tensor) -> Tensor:
-        """Apply both branches."""
-        x_btd = x_btd + self.dropout(self.attention(self.attention_norm(x_btd), cos_tq, sin_tq))
+    def forward(self, x_btd: Tensor, cos_tq: Tensor, sin_tq: Tensor, layout: Tensor | None = None) -> Tensor:
+        """Apply both branches; the arguments are those of `SelfAttention.forward`."""
+        x_btd = x_btd + self.dropout(self.attention(self.attention_norm(x_btd), cos_tq, sin_tq, layout))
         return x_btd + self.dropout(self.mlp(self.mlp_norm(x_btd)))
 
 
-BlockRunner = Callable[[Block, Tensor, Tensor, Tensor], Tensor]
+BlockRunner = Callable[[Block, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """How a block is called: directly, or under activation recomputation."""
 
 
-def call_block(block: Block, x_btd: Tensor, cos_tq: Tensor, sin_tq: Tensor) -> Tensor:
+def call_block(block: Block, x_btd: Tensor, cos_tq: Tensor, sin_tq: Tensor, layout: Tensor | None) -> Tensor:
     """The direct `BlockRunner`."""
-    return block(x_btd, cos_tq, sin_tq)
+    return block(x_btd, cos_tq, sin_tq, layout)
 
 
 class Transformer(nn.Module):
-    """The whole model, token ids [B, T] int64 -> logits [B, T, V].
+    """The whole model, token ids [B, T] int64 -> logits [B, T, V], or [B, C] of a classifier.
 
     Attributes:
         config: the shape it was built with; a pruned model is a new one.
@@ -146,19 +110,26 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.d_model, eps=1e-5)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        if config.tied_embeddings:
-            self.lm_head.weight = self.embedding.weight
+        if config.num_classes is not None:
+            self.classifier = nn.Linear(config.d_model, config.num_classes, bias=False)
+        else:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+            if config.tied_embeddings:
+                self.lm_head.weight = self.embedding.weight
         cos, sin = rotary_tables(config.seq_len, config.head_dim, config.rope_theta)
         self.register_buffer("cos_tq", cos, persistent=False)
         self.register_buffer("sin_tq", sin, persistent=False)
+        self.band_tt: Tensor | None
+        self.register_buffer("band_tt", band_mask(config), persistent=False)
 
     def forward(self, tokens_bt: Tensor, lengths_b: Tensor | None = None) -> Tensor:
-        """Logits at each position, of what `config` has a head for.
+        """Logits of what `config` has a head for: at each position, or of each sequence's class.
+
+        A decoder classifies by its last token, an encoder by the mean over its tokens.
 
         Args:
             tokens_bt: ids [B, T].
-            lengths_b: tokens of each sequence, what follows being padding; None: all are whole.
+            lengths_b: tokens of each sequence, at least 1, what follows being padding; None: all are whole.
 
         Raises:
             ValueError: more tokens than `config.seq_len`.
@@ -167,11 +138,26 @@ class Transformer(nn.Module):
         if length > self.config.seq_len:
             raise ValueError(f"{length} tokens in a sequence; this model holds {self.config.seq_len}")
         cos, sin = self.get_buffer("cos_tq")[:length], self.get_buffer("sin_tq")[:length]
+        layout = attention_layout(self.config, self.band_tt, length, lengths_b)
         x_btd = self.embedding(tokens_bt)
         for block in self.blocks:
             assert isinstance(block, Block)
-            x_btd = self.run_block(block, x_btd, cos, sin)
-        return self.lm_head(self.norm(x_btd))
+            x_btd = self.run_block(block, x_btd, cos, sin, layout)
+        if self.config.num_classes is None:
+            return self.lm_head(self.norm(x_btd))
+        return self.classifier(self._summary(x_btd, lengths_b))
+
+    def _summary(self, x_btd: Tensor, lengths_b: Tensor | None) -> Tensor:
+        """One vector [B, D] a sequence, normed."""
+        if self.config.causal:
+            if lengths_b is None:
+                return self.norm(x_btd[:, -1])
+            return self.norm(x_btd[torch.arange(len(x_btd), device=x_btd.device), lengths_b - 1])
+        x_btd = self.norm(x_btd)
+        if lengths_b is None:
+            return x_btd.mean(dim=1)
+        real_bt1 = (torch.arange(x_btd.shape[1], device=x_btd.device) < lengths_b[:, None])[..., None]
+        return torch.where(real_bt1, x_btd, 0).sum(dim=1) / lengths_b[:, None].to(x_btd.dtype)
 
 
 def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -186,25 +172,3 @@ def rotate(x_bhtq: Tensor, cos_tq: Tensor, sin_tq: Tensor) -> Tensor:
     first, second = x_bhtq.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x_bhtq * cos_tq + turned * sin_tq).to(x_bhtq.dtype)
-
-
-def initialise(model: Transformer, seed: int) -> None:
-    """Fill all weights from `seed`, alike on every device.
-
-    Each matrix is drawn from N(0, 1 / fan-in), which keeps the size of activations (LeCun et al., Efficient BackProp,
-    1998, section 4.6); an embedding counts its width as fan-in, so that a tied head starts with logits of unit
-    variance. The two projections that write into the residual stream are scaled by 1/√(2L) besides, so that its
-    variance does not grow with depth (Radford et al., 2019, section 2.3). Norms start at 1.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    residual = 1 / math.sqrt(2 * model.config.num_layers)
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            nn.init.ones_(parameter)
-            continue
-        std = (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0) / math.sqrt(
-            parameter.shape[1]
-        )
-        draw = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-        with torch.no_grad():
-            parameter.copy_(draw)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from efftrain.workload.models.attention import ATTENTION
+from efftrain.workload.models.initialisation import initialise
 from efftrain.workload.models.presets import PRESETS, ModelConfig
-from efftrain.workload.models.transformer import ATTENTION, Transformer, initialise, rotary_tables, rotate
+from efftrain.workload.models.transformer import Transformer, rotary_tables, rotate
 
 SMALL = ModelConfig(
     d_model=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=40, vocab_size=50, seq_len=16,
