@@ -1,8 +1,8 @@
 """Which stretches of a run are on the bill.
 
 Preparing the text where that is measured, compilation, calibration, a teacher's passes, training, evaluation and
-checkpoints are; warm-up and idle are not. The stretches are cut out of the journal's spans and steps here, once, so that
-energy, idle energy and time are taken over the same seconds.
+checkpoints are; warm-up and idle are not. The stretches are cut out of the journal's spans and steps here, once, so
+that energy, idle energy and time are taken over the same seconds.
 """
 
 from collections.abc import Iterable, Sequence
