@@ -40,7 +40,7 @@ _WORDS: Final = (
     r" ?[^\x00-@\[-`{-\x7f]{1,48}| ?[0-9]{1,3}| ?[!-/:-@\[-`{-~]{1,48}"
     r"|[\x00-\x20\x7f]{1,48}(?![^\x00-\x20\x7f])|[\x00-\x20\x7f]{1,48}"
 )
-_CACHED_WORDS: Final = 300_000  # each with its ids takes some 300 bytes
+_CACHED_WORDS: Final = 300_000  # each takes some 200 bytes
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, masked: bool = False) -> "Tokenizer":
@@ -189,9 +189,9 @@ class WordEncoder:
 
     def __init__(self, tokenizer: "Tokenizer") -> None:
         self.tokenizer = tokenizer
-        self._end = tokenizer.token_to_id(END_OF_TEXT)
         self._words = re.compile(_WORDS)
-        self._known: dict[str, list[int]] = {}
+        self._end = tokenizer.token_to_id(END_OF_TEXT)
+        self._forget()
 
     def encode_document(self, text: str) -> np.ndarray:
         """The ids of `text` and the end-of-text id after them, uint32."""
@@ -199,18 +199,47 @@ class WordEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """As `Encoder.encode`."""
+        if len(self._numbers) > _CACHED_WORDS:
+            self._forget()
         words = [self._words.findall(text) for text in texts]
-        self._learn(set(chain.from_iterable(words)))
-        found = [self._ids(text) for text in words]
-        return np.concatenate(found), np.array([len(ids) for ids in found], dtype=np.int64)
+        number_of = self._numbers.__getitem__
+        numbers = np.fromiter(
+            chain.from_iterable(chain(map(number_of, found), (0,)) for found in words), dtype=np.int64
+        )
+        self._learn()
+        lengths = self._lengths[numbers]
+        stops = np.cumsum(lengths)
+        ids = self._ids[np.arange(stops[-1]) - np.repeat(stops - lengths - self._starts[numbers], lengths)]
+        last = np.cumsum([len(found) + 1 for found in words]) - 1
+        return ids, np.diff(stops[last], prepend=0)
 
-    def _learn(self, words: set[str]) -> None:
-        if len(self._known) > _CACHED_WORDS:
-            self._known.clear()
-        unknown = [word for word in words if word not in self._known]
-        for word, encoding in zip(unknown, self.tokenizer.encode_batch_fast(unknown), strict=True):
-            self._known[word] = encoding.ids
+    def _forget(self) -> None:
+        """Know the word 0 alone, which is the end of a text."""
+        self._numbers = _Numbers()
+        self._ids = np.array([self._end], dtype=np.uint32)  # of all words, one after the other
+        self._starts, self._lengths = np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64)
 
-    def _ids(self, words: list[str]) -> np.ndarray:
-        ids = chain.from_iterable(map(self._known.__getitem__, words))
-        return np.fromiter(chain(ids, (self._end,)), dtype=np.uint32)
+    def _learn(self) -> None:
+        """Encode the words that were numbered for the first time."""
+        new = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(self._numbers.new)]
+        self._numbers.new.clear()
+        lengths = np.array([len(ids) for ids in new], dtype=np.int64)
+        self._starts = np.concatenate([self._starts, len(self._ids) + np.cumsum(lengths) - lengths])
+        self._lengths = np.concatenate([self._lengths, lengths])
+        self._ids = np.concatenate([self._ids, np.fromiter(chain.from_iterable(new), dtype=np.uint32)])
+
+
+class _Numbers(dict[str, int]):
+    """Numbers words from 1, in the order in which they are first asked for.
+
+    Attributes:
+        new: those that were asked for the first time since somebody cleared this list.
+    """
+
+    def __init__(self) -> None:
+        self.new: list[str] = []
+
+    def __missing__(self, word: str) -> int:
+        self.new.append(word)
+        self[word] = number = len(self) + 1
+        return number
