@@ -9,6 +9,7 @@ change that lowers the activations gains nothing where the optimizer holds the p
 import contextlib
 import os
 import resource
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch._C._autograd import DeviceType
 from torch.autograd.profiler import profile, record_function
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from efftrain.counting.flops import RunStep, ignore_marks
 from efftrain.record.recorder import Phase, Recorder
@@ -116,6 +118,9 @@ def predict_memory(run_step: RunStep, held: Sequence[Held]) -> MemoryPrediction:
     run_step(ignore_marks)
     device = next(_tensors(held)).device
     tracker = MemTracker()
+    for frozen in (p for p in _tensors(held) if isinstance(p, nn.Parameter) and not p.requires_grad):
+        # It would put a hook on the gradient, which torch refuses; where it finds handles it puts none.
+        tracker._param_to_grad_hook_handles[frozen] = (RemovableHandle(OrderedDict()),) * 2
     tracker.track_external(*held)
     state_bytes = tracker.get_tracker_snapshot()[device]["Optstate"]
     peaks = _Peaks()

@@ -15,7 +15,7 @@ from efftrain.meters.windows import BOUNDARY, Window, billed_windows, clip, seco
 from efftrain.record.journal import Journal, Line
 from efftrain.record.quantities import Quantity, estimate, missing, scaled
 from efftrain.record.recorder import ENDED_WELL
-from efftrain.record.schema import RUN_SCHEMA, Energy, Loss, Run, Teacher, Validation
+from efftrain.record.schema import RUN_SCHEMA, Energy, Loss, Origin, Run, Teacher, Validation
 
 _LARGEST_EXPONENT = 700.0
 """exp of more is beyond a double."""
@@ -53,6 +53,8 @@ def assemble(journal: Journal) -> Run:
         checks=consistency(ledger, windows, steps, header["environment"]),
         notes=[line["text"] for line in journal.of("note")] + journal.defects + _last_words(journal),
         teacher=_teacher(header),
+        origin=_origin(header),
+        trainable_parameters=header.get("trainable_parameters"),
         ranks=header.get("ranks", 1),
     )
 
@@ -142,3 +144,10 @@ def _teacher(header: Line) -> Teacher | None:
     if teacher is None:
         return None
     return Teacher(run_id=teacher["run_id"], training_energy=Quantity(**teacher["energy"]))
+
+
+def _origin(header: Line) -> Origin | None:
+    origin = header.get("origin")
+    if origin is None:
+        return None
+    return Origin(**{**origin, "training_energy": Quantity(**origin["training_energy"])})
