@@ -53,5 +53,5 @@ class Batches(Protocol):
         ...
 
     def validation(self) -> list[Batch]:
-        """The fixed validation micro-batches of this rank, alike for all runs."""
+        """The fixed validation micro-batches, alike for all ranks of all runs."""
         ...

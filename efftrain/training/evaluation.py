@@ -28,23 +28,31 @@ class Evaluation:
 
 
 def evaluate(session: Session, validation: list[Batch]) -> Evaluation:
-    """Mean cross-entropy over the validation predictions, and the confusion matrix of a classification."""
-    classes = session.config.model.num_classes
-    losses: list[Tensor] = []
+    """Mean cross-entropy over the validation predictions, and the confusion matrix of a classification.
+
+    Ranks take the micro-batches in turn, and all of them learn the same result: that of one rank that takes them all.
+    """
+    classes, ranks = session.config.model.num_classes, session.ranks
+    losses = torch.zeros(len(validation), dtype=torch.float64, device=session.device)
     confusion = torch.zeros(classes or 0, classes or 0, dtype=torch.int64, device=session.device)
     session.model.eval()
     with torch.no_grad(), autocast(session.config.precision, session.device):
-        for batch in validation:
+        for first in range(0, len(validation), ranks.size):
+            index = first + ranks.rank
+            # Sharded ranks call the model equally often: one without a batch of its own repeats what nobody counts.
+            batch = validation[min(index, len(validation) - 1)]
             logits = session.forward(batch.inputs, batch.lengths)
-            losses.append(cross_entropy_sum(logits, batch.targets) / batch.predictions)
+            if index >= len(validation):
+                continue
+            losses[index] = cross_entropy_sum(logits, batch.targets) / batch.predictions
             if classes:
                 confusion += _confusion(logits, batch.targets, classes)
     session.model.train()
-    values = torch.stack(losses).double()
-    weights = torch.tensor([b.predictions for b in validation], dtype=torch.float64, device=values.device)
+    losses, confusion = ranks.total(losses), ranks.total(confusion)
+    weights = torch.tensor([b.predictions for b in validation], dtype=torch.float64, device=losses.device)
     return Evaluation(
-        loss=((values * weights).sum() / weights.sum()).item(),
-        stderr=values.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None,
+        loss=((losses * weights).sum() / weights.sum()).item(),
+        stderr=losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None,
         confusion=confusion.tolist() if classes else None,
     )
 

@@ -26,6 +26,10 @@ class Ranks(Protocol):
         """The sum over ranks of `values`, element by element, on their device."""
         ...
 
+    def whole(self, value: Tensor) -> Tensor:
+        """`value` itself, put together where ranks hold parts of it."""
+        ...
+
 
 class Alone:
     """One process that trains by itself."""
@@ -40,3 +44,7 @@ class Alone:
     def total(self, values: Tensor) -> Tensor:
         """See `Ranks.total`."""
         return values
+
+    def whole(self, value: Tensor) -> Tensor:
+        """See `Ranks.whole`."""
+        return value

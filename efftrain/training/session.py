@@ -36,6 +36,8 @@ class Session:
     scaler: torch.amp.GradScaler | None = None
     ranks: Ranks = field(default_factory=Alone)
     forward: Forward = field(init=False)
+    synchronise: Callable[[bool], object] = lambda _: None
+    """Told before each micro-batch whether gradients of all ranks are to be brought together after it."""
 
     def __post_init__(self) -> None:
         self.use_model(self.model, self.optimizer)
@@ -95,12 +97,14 @@ def train_step(session: Session, fetch: Callable[[], Batch], mark: Mark) -> Step
     batch = fetch()
     count, device = batch.predictions * session.ranks.size, batch.inputs.device
     data_loss = torch.zeros((), device=device)
-    for micro in batch.chunk(config.grad_accumulation):
+    micros = batch.chunk(config.grad_accumulation)
+    for number, micro in enumerate(micros, start=1):
+        session.synchronise(number == len(micros))
         mark("forward")
         with autocast(config.precision, device):
             losses = session.objective(session.forward, micro)
         mark("backward")
-        loss = losses.objective / count
+        loss = losses.objective / batch.predictions  # gradients are averaged over ranks
         (session.scaler.scale(loss) if session.scaler else loss).backward()
         data_loss = data_loss + losses.data
     mark("optimizer")
@@ -113,7 +117,7 @@ def _update(session: Session) -> Tensor | None:
     if limit is not None:
         if scaler:
             scaler.unscale_(session.optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(session.model.parameters(), limit)
+        grad_norm = session.ranks.whole(torch.nn.utils.clip_grad_norm_(session.model.parameters(), limit))
     if scaler:
         scaler.step(session.optimizer)
         scaler.update()
