@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from efftrain.adapters.keeping import Keeping, Wish
-from efftrain.adapters.ranks import Rank
 from efftrain.adapters.records import Made
 from efftrain.adapters.signals import HANDED_ON, WAITED_FOR, hold
+from efftrain.monitor.launch import Rank
 from efftrain.record.recorder import Status
 
 NOT_FOUND: Final = 127

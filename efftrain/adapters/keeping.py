@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from efftrain.adapters.place import claim, default_folder
-from efftrain.adapters.ranks import Rank, wait_for_others
+from efftrain.adapters.ranks import wait_for_others
 from efftrain.adapters.records import Made, make_records, open_study
 from efftrain.monitor.idle import measure_idle
+from efftrain.monitor.launch import Rank
 from efftrain.monitor.machine import environment, find_sensors
 from efftrain.monitor.monitor import Monitor
 from efftrain.monitor.tree import of_tree

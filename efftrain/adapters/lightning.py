@@ -18,8 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from efftrain.adapters.measure import OTHER, ending
-from efftrain.adapters.ranks import this_rank
 from efftrain.adapters.trainers import TrainerMeasurement, first_ids, harmless, quietly
+from efftrain.monitor.launch import this_rank
 
 
 class EfftrainCallback(TrainerMeasurement, Callback):

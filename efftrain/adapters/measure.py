@@ -36,10 +36,10 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 
 from efftrain.adapters.clock import Mark, MarkClock, cuda_event, later, wait_for_cuda
 from efftrain.adapters.keeping import Keeping, Wish
-from efftrain.adapters.ranks import this_rank
 from efftrain.adapters.records import Made
 from efftrain.adapters.words import paragraph
 from efftrain.meters.carbon.footprint import resolve
+from efftrain.monitor.launch import this_rank
 from efftrain.record.recorder import JournalRecorder, Status
 from efftrain.record.schema import Run
 

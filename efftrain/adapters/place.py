@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
-from efftrain.adapters.ranks import Rank
+from efftrain.monitor.launch import Rank
 
 DEFAULT_OUT: Final = Path("efftrain-runs")
 LAUNCH: Final = ".launch"

@@ -12,8 +12,9 @@ import pytest
 
 import efftrain
 from efftrain.adapters.place import claim
-from efftrain.adapters.ranks import this_rank, wait_for_others
+from efftrain.adapters.ranks import wait_for_others
 from efftrain.meters.ranks import with_ranks
+from efftrain.monitor.launch import this_rank
 from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import JournalWriter, read_journal
 from efftrain.record.schema import Run, load
