@@ -13,8 +13,9 @@ import torch
 
 from efftrain.comparison.statistics import Estimate, paired_ratio
 from efftrain.record.recorder import NullRecorder, Recorder
+from efftrain.study.base import STUDY_PRESETS, base
 from efftrain.study.batches import corpus_batches
-from efftrain.study.plan import STUDY_PRESETS, Request, base_config
+from efftrain.study.request import Request
 from efftrain.training.batch import Batches
 from efftrain.training.loop import train
 from efftrain.training.session import Session, build_session
@@ -27,7 +28,7 @@ Block = Callable[[], float]
 
 def workload(model: str, steps: int) -> tuple[Session, Batches]:
     """A warm session of the baseline on the default text, `steps` steps a block."""
-    config = base_config(Request(model=model, steps=steps), STUDY_PRESETS["quick"])
+    config = base(Request(model=model, steps=steps), STUDY_PRESETS["quick"]).config
     config = dataclasses.replace(config, eval_every=steps, eval_batches=1)
     torch.set_num_threads(config.threads)
     session = build_session(config)

@@ -12,7 +12,8 @@ from benchmarks.gpu_truth.counter import Bench
 from benchmarks.gpu_truth.sensors import COUNTER, series_of, watched
 from benchmarks.gpu_truth.verdicts import joules_per_step, scatter, windows_at_ticks
 from efftrain.sensors.nvml import PERIOD_S
-from efftrain.study.plan import STUDY_PRESETS, Request, base_config
+from efftrain.study.base import STUDY_PRESETS, base
+from efftrain.study.request import Request
 from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.session import Session, build_session, train_step
 from efftrain_kernels.evidence.stages import Stage
@@ -61,7 +62,7 @@ def _add(found: dict[str, list[float]], journal: Path, ends: list[int]) -> None:
 def _training(stage: Stage) -> tuple[Session, Batch]:
     """`small` in bf16 on one fixed batch: every step does the same work."""
     model = "nano" if stage.dry else "small"
-    config = base_config(Request(model=model, steps=1000, device=str(stage.device)), STUDY_PRESETS["quick"])
+    config = base(Request(model=model, steps=1000, device=str(stage.device)), STUDY_PRESETS["quick"]).config
     config = dataclasses.replace(config, precision="bf16", **({"threads": 1} if stage.dry else {}))
     torch.manual_seed(config.seed)
     shape = (config.batch_size * config.grad_accumulation, config.model.seq_len + 1)

@@ -5,58 +5,41 @@ from pathlib import Path
 import typer
 
 from efftrain.cli import options
+from efftrain.cli.groups import (
+    BillOptions,
+    HorizonOptions,
+    ModelOptions,
+    ReuseOptions,
+    StepOptions,
+    StudyOptions,
+    TextOptions,
+    grouped,
+)
 
 
+@grouped
 def bench(
     context: typer.Context,
     *,
     preset: options.Preset = "quick",
     variants: options.Variants = None,
-    model: options.Model = None,
-    data: options.Data = None,
     seeds: options.Seeds = None,
-    steps: options.Steps = None,
-    tokens: options.Tokens = None,
-    device: options.Device = "auto",
-    attention: options.Attention = "sdpa",
-    optimizer: options.Optimizer = "torch",
-    country: options.Country = None,
-    region: options.Region = None,
-    intensity: options.Intensity = None,
-    pue: options.Pue = None,
-    phase_energy: options.PhaseEnergy = "regression",
-    node_overhead_w: options.NodeOverhead = None,
-    market_intensity: options.MarketIntensity = None,
-    intensity_profile: options.IntensityProfile = None,
-    wue: options.Wue = None,
-    lifetime_years: options.LifetimeYears = None,
-    utilization: options.Utilization = None,
-    out: options.Out = None,
-    force: options.Force = False,
-    resume: options.Resume = False,
+    model: ModelOptions,
+    text: TextOptions,
+    step: StepOptions,
+    horizon: HorizonOptions,
+    reuse: ReuseOptions,
+    bill: BillOptions,
+    study: StudyOptions,
 ) -> None:
     """Train variants on the same tokens, each run in a fresh process, and compare what they cost."""
-    from efftrain.cli.study import run_new, run_on
-    from efftrain.hardware.probe import available_device
-    from efftrain.meters.carbon.footprint import resolve
-    from efftrain.study.plan import Request
+    from efftrain.cli.study import run_new, run_on, settings, wish
 
-    out = out or Path("reports") / preset
+    out = study.out or Path("reports") / preset
     with options.usage_errors():
-        if resume:
+        if study.resume:
             options.nothing_beside_resume(context)
             run_on(out)
-        request = Request(
-            preset=preset, variants=options.names(variants, "--variants"), model=model, data=data, seeds=seeds,
-            steps=steps, tokens=tokens, device=available_device(device),
-            attention=options.attention(attention), optimizer=options.optimizer(optimizer),
-        )  # fmt: skip
-        carbon = resolve(
-            country, region, intensity, pue, market_intensity=market_intensity, wue=wue, profile=intensity_profile,
-            lifetime_years=lifetime_years, utilization=utilization,
-        )  # fmt: skip
-        overhead = options.watts(node_overhead_w, "--node-overhead-w")
-        settings = {
-            "carbon": carbon, "node_overhead_w": overhead, "phase_energy": options.phase_energy(phase_energy),
-        }  # fmt: skip
-        run_new(request, settings, out, force=force)
+        names = options.names(variants, "--variants")
+        request = wish(model, text, step, horizon, reuse, preset=preset, variants=names, seeds=seeds)
+        run_new(request, settings(bill, study, text), out, force=study.force)

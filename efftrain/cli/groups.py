@@ -17,7 +17,9 @@ Command = TypeVar("Command", bound=Callable[..., None])
 def grouped(command: Command) -> Command:
     """Let a command take groups: each parameter that is annotated with a dataclass stands for that one's fields."""
     signature = inspect.signature(command)
-    groups = {name: p.annotation for name, p in signature.parameters.items() if dataclasses.is_dataclass(p.annotation)}
+    groups: dict[str, Any] = {
+        name: p.annotation for name, p in signature.parameters.items() if dataclasses.is_dataclass(p.annotation)
+    }
 
     def with_groups(**given: Any) -> None:
         built = {

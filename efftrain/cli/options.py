@@ -1,9 +1,8 @@
 """Options that several commands share, and how their faults reach the user: in one line, before anything is written."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
@@ -18,44 +17,7 @@ Variants = Annotated[
     str | None,
     typer.Option(help="Comma-separated: baseline,bf16,recompute,selective,pruned,distilled,fp16,tf32,compile,kernels."),
 ]
-Model = Annotated[str | None, typer.Option(help="nano, micro, small or 1b; the preset's if not given.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="A .txt, a .jsonl with a text field, or a folder of those; Python's own library if not given."),
-]
 Seeds = Annotated[int | None, typer.Option(help="Runs of each variant, each with its own seed.")]
-Steps = Annotated[int | None, typer.Option(help="Optimizer steps of each run.")]
-Tokens = Annotated[int | None, typer.Option(help="Trained tokens of each run, instead of --steps.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Attention = Annotated[str, typer.Option(help="eager, sdpa or efftrain.")]
-Optimizer = Annotated[str, typer.Option(help="torch or efftrain.")]
-Country = Annotated[str | None, typer.Option(help="Grid, as ISO 3166-1 alpha-3: FRA.")]
-Region = Annotated[str | None, typer.Option(help="State, province or zone of the country.")]
-Intensity = Annotated[float | None, typer.Option(help="Carbon intensity of the grid in g/kWh, instead of --country.")]
-Pue = Annotated[float | None, typer.Option(help="Power usage effectiveness of the facility, at least 1.")]
-MarketIntensity = Annotated[
-    float | None, typer.Option(help="Intensity of your electricity contract in g/kWh, shown beside the grid's.")
-]
-IntensityProfile = Annotated[
-    Path | None, typer.Option(help="CSV of hourly intensities in g/kWh, for the run's own hours.")
-]
-Wue = Annotated[float | None, typer.Option(help="Water usage effectiveness of the facility in L/kWh.")]
-LifetimeYears = Annotated[float | None, typer.Option(help="Years that the hardware is kept; 4 if not given.")]
-Utilization = Annotated[float | None, typer.Option(help="Share of them in which it is used; 0.85 if not given.")]
-NodeOverhead = Annotated[
-    float | None,
-    typer.Option(help="W of fans, disks, network and supply losses, which no sensor reads; assumed if not given."),
-]
-PhaseEnergy = Annotated[
-    str,
-    typer.Option(
-        help="Joules by phase: regression on the training itself, or blocks: parts of the step, repeated after each "
-        "run for about a minute, for steps too short for the sensor."
-    ),
-]
-Out = Annotated[Path | None, typer.Option(help="Folder of the study; reports/PRESET if not given.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite the study that is in the folder.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the study that is in the folder.")]
 
 
 def fail(message: object) -> typer.Exit:
@@ -70,7 +32,7 @@ def usage_errors() -> Iterator[None]:
     from efftrain.hardware.probe import DeviceError
     from efftrain.meters.carbon.grids import CarbonError
     from efftrain.record.schema import RecordError
-    from efftrain.study.plan import PlanError
+    from efftrain.study.request import PlanError
     from efftrain.training.config import ConfigError
     from efftrain.workload.text.corpus import DataError
 
@@ -86,7 +48,7 @@ def watts(value: float | None, option: str) -> float | None:
     Raises:
         PlanError: it is negative or not finite.
     """
-    from efftrain.study.plan import PlanError
+    from efftrain.study.request import PlanError
 
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise PlanError(f"{option} {value:g}: expected W of at least 0, for example 84")
@@ -94,20 +56,14 @@ def watts(value: float | None, option: str) -> float | None:
 
 
 def names(text: str | None, option: str) -> tuple[str, ...] | None:
-    """The names in a comma-separated option; None where it was not given.
+    """The variants in a comma-separated option; None where it was not given.
 
     Raises:
         PlanError: an empty name.
     """
-    from efftrain.study.plan import PlanError
     from efftrain.study.variants import VARIANTS
 
-    if text is None:
-        return None
-    found = tuple(part.strip() for part in text.split(","))
-    if not all(found):
-        raise PlanError(f"{option} {text!r}: names separated by commas are needed; choose from {', '.join(VARIANTS)}")
-    return found
+    return None if text is None else parts(text, option, known=VARIANTS)
 
 
 def nothing_beside_resume(context: typer.Context) -> None:
@@ -116,15 +72,30 @@ def nothing_beside_resume(context: typer.Context) -> None:
     Raises:
         PlanError: one stands on the command line.
     """
-    from efftrain.study.plan import PlanError
+    from efftrain.study.request import PlanError
 
     extra = [
-        f"--{name.replace('_', '-')}"
+        "--from" if name == "start" else f"--{name.replace('_', '-')}"
         for name in context.params
         if name not in {"resume", "out"} and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
     if extra:
         raise PlanError(f"--resume goes on with the study's own settings; leave out {', '.join(extra)}")
+
+
+def parts(text: str | None, option: str, known: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names in a comma-separated option; none where it was not given.
+
+    Raises:
+        PlanError: an empty name.
+    """
+    from efftrain.study.request import PlanError
+
+    found = tuple(part.strip() for part in text.split(",")) if text is not None else ()
+    if not all(found):
+        choices = f"; choose from {', '.join(known)}" if known else ""
+        raise PlanError(f"{option} {text!r}: names separated by commas are needed{choices}")
+    return found
 
 
 def check_corpus(plan: "Plan") -> None:
@@ -133,37 +104,13 @@ def check_corpus(plan: "Plan") -> None:
     Raises:
         DataError: no text, or too little for one batch.
     """
-    from efftrain.workload.text.config import Source, TextConfig
     from efftrain.workload.text.corpus import prepare
 
     if not plan.runs:
         return
     config = plan.runs[0].config
-    text = TextConfig(sources=(Source(path=plan.data),) if plan.data else ())
-    corpus = prepare(text, config.model.vocab_size)
+    corpus = prepare(plan.text, config.model.vocab_size, masked=config.task == "masked")
     corpus.require(config.tokens_per_step, seq_len=config.model.seq_len)
-
-
-def attention(name: str) -> Any:
-    """A known attention implementation.
-
-    Raises:
-        PlanError: another name.
-    """
-    from efftrain.workload.models.presets import Attention
-
-    return _one_of(name, "--attention", Attention)
-
-
-def optimizer(name: str) -> Any:
-    """A known optimizer.
-
-    Raises:
-        PlanError: another name.
-    """
-    from efftrain.training.config import OptimizerName
-
-    return _one_of(name, "--optimizer", OptimizerName)
 
 
 def phase_energy(name: str) -> str:
@@ -172,12 +119,17 @@ def phase_energy(name: str) -> str:
     Raises:
         PlanError: another name.
     """
-    return _one_of(name, "--phase-energy", Literal["regression", "blocks"])
+    return one_of(name, "--phase-energy", Literal["regression", "blocks"])
 
 
-def _one_of(name: str, option: str, choices: Any) -> str:
-    from efftrain.study.plan import PlanError
+def one_of(name: str | None, option: str, choices: Any) -> Any:
+    """`name`, which is None or one of the literals in `choices`.
 
-    if name not in get_args(choices):
+    Raises:
+        PlanError: another name.
+    """
+    from efftrain.study.request import PlanError
+
+    if name is not None and name not in get_args(choices):
         raise PlanError(f"{option} {name!r}: unknown; choose from {', '.join(get_args(choices))}")
     return name

@@ -1,17 +1,69 @@
 """What `bench` and `train` have in common: make the runs, show how they go, report, and say so in the exit status."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from efftrain.cli.groups import (
+    BillOptions,
+    HorizonOptions,
+    ModelOptions,
+    ReuseOptions,
+    StepOptions,
+    StudyOptions,
+    TextOptions,
+)
+
 if TYPE_CHECKING:
     from efftrain.record.folder import StudyFolder
     from efftrain.study.execute import Outcome
-    from efftrain.study.plan import Plan, Request
+    from efftrain.study.plan import Plan
+    from efftrain.study.request import Request
 
 SOME_FAILED = 1
 INTERRUPTED = 130
+
+
+def wish(
+    model: ModelOptions, text: TextOptions, step: StepOptions, horizon: HorizonOptions, reuse: ReuseOptions, *,
+    preset: str, variants: tuple[str, ...] | None, seeds: int | None, first_seed: int = 0,
+) -> "Request":  # fmt: skip
+    """What the options ask for.
+
+    Raises:
+        PlanError: a name that is none.
+        DeviceError: a device that is not here.
+    """
+    from efftrain.cli.options import one_of, parts
+    from efftrain.hardware.probe import available_device
+    from efftrain.study.request import Request
+    from efftrain.training.config import OptimizerName, Parallel, Precision, Task
+    from efftrain.workload.models.presets import Attention, Initialisation
+
+    asked = {**asdict(model), **asdict(text), **asdict(step), **asdict(horizon), **asdict(reuse)}
+    del asked["bill_data"]
+    choices = {
+        "task": Task, "attention": Attention, "init": Initialisation, "precision": Precision,
+        "optimizer": OptimizerName, "parallel": Parallel,
+    }  # fmt: skip
+    for name, allowed in choices.items():
+        one_of(asked[name], f"--{name}", allowed)
+    asked["device"] = available_device(step.device)
+    asked["data"], asked["clean"] = tuple(text.data or ()), parts(text.clean, "--clean")
+    return Request(preset=preset, variants=variants, seeds=seeds, first_seed=first_seed, **asked)
+
+
+def settings(bill: BillOptions, study: StudyOptions, text: TextOptions) -> dict[str, Any]:
+    """What a study's record keeps beside its plan.
+
+    Raises:
+        CarbonError, PlanError: something of it makes no sense.
+    """
+    from efftrain.cli.options import phase_energy
+
+    return {**bill.resolve(), "phase_energy": phase_energy(study.phase_energy), "bill_data": text.bill_data}
 
 
 def run_new(request: "Request", settings: dict[str, Any], out: Path, *, force: bool) -> None:

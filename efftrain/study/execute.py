@@ -49,7 +49,7 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
             observer.run_started(run, index, len(plan.runs))
             facts = {
                 "carbon": settings["carbon"], "node_overhead_w": settings.get("node_overhead_w"),
-                "phase_energy": settings.get("phase_energy"),
+                "phase_energy": settings.get("phase_energy"), "bill_data": settings.get("bill_data", False),
                 "peak": peaks[run.config.precision], "idle": idle,
             }  # fmt: skip
             spec = run_spec(plan, run, folder, facts)

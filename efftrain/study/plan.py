@@ -10,72 +10,18 @@ import shlex
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from efftrain.hardware.probe import cpu
+from efftrain.monitor.machine import compute_capability
+from efftrain.study.base import STUDY_PRESETS, base
+from efftrain.study.request import PlanError, Request, at_least_one, named
 from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
-from efftrain.training.config import OptimizerConfig, OptimizerName, RunConfig
-from efftrain.workload.models.presets import PRESETS, Attention
+from efftrain.training.checkpoint_folder import CheckpointInfo
+from efftrain.training.config import RunConfig
+from efftrain.workload.text.config import TextConfig
 
 MAX_SEED = 2**32
 """Beyond any need, and within what every generator of random numbers takes."""
-
-
-class PlanError(ValueError):
-    """A wish that cannot be planned: one line that says what is wrong and what is allowed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
-    """How a model preset is trained where nobody says otherwise."""
-
-    batch_size: int
-    learning_rate: float
-    grad_accumulation: int = 1
-
-
-WORKLOADS: dict[str, Workload] = {
-    "nano": Workload(batch_size=4, learning_rate=4e-3),
-    "micro": Workload(batch_size=8, learning_rate=2e-3),
-    "small": Workload(batch_size=8, learning_rate=6e-4, grad_accumulation=4),
-    "1b": Workload(batch_size=4, learning_rate=3e-4, grad_accumulation=4),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StudyPreset:
-    """Size of a study where nobody says otherwise."""
-
-    model: str
-    steps: int
-    seeds: int
-    evaluations: int
-    eval_batches: int
-
-
-STUDY_PRESETS: dict[str, StudyPreset] = {
-    "quick": StudyPreset(model="nano", steps=240, seeds=2, evaluations=8, eval_batches=8),
-    "standard": StudyPreset(model="micro", steps=1500, seeds=6, evaluations=15, eval_batches=16),
-    "full": StudyPreset(model="small", steps=3000, seeds=6, evaluations=30, eval_batches=16),
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a user asks for; None takes the preset's."""
-
-    preset: str = "quick"
-    variants: tuple[str, ...] | None = None
-    model: str | None = None
-    data: Path | None = None
-    seeds: int | None = None
-    first_seed: int = 0
-    steps: int | None = None
-    tokens: int | None = None
-    device: str = "cpu"
-    attention: Attention = "sdpa"
-    optimizer: OptimizerName = "torch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +38,11 @@ class RunPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A study to be made: its runs in order, and the variants that cannot run here with the reason."""
+    """A study to be made: its runs in order, and the variants that cannot run here with the reason.
+
+    `origin` is what the checkpoint that its runs begin with had cost, as it stands in a journal's header; `notes` are
+    what a reader of every run should know.
+    """
 
     study_id: str
     created: str
@@ -101,7 +51,9 @@ class Plan:
     variants: tuple[str, ...]
     skipped: dict[str, str]
     runs: tuple[RunPlan, ...]
-    data: str | None
+    text: TextConfig
+    origin: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def make_plan(request: Request) -> Plan:
@@ -110,16 +62,18 @@ def make_plan(request: Request) -> Plan:
     Raises:
         PlanError: an unknown name, or a number out of range.
         ConfigError: a configuration that cannot be trained.
+        DataError: a text whose classes are needed and cannot be read.
     """
-    preset = _named(request.preset, STUDY_PRESETS, "--preset")
+    preset = named(request.preset, STUDY_PRESETS, "--preset")
     names = _variants(request)
-    base = base_config(request, preset)
     if not 0 <= request.first_seed < MAX_SEED:
         raise PlanError(f"--seed {request.first_seed}: 0 to {MAX_SEED - 1} is needed")
-    seeds = range(request.first_seed, request.first_seed + _at_least_one(request.seeds, preset.seeds, "--seeds"))
-    skipped = {name: why for name in names if (why := unavailable(VARIANTS[name], request.device))}
+    seeds = range(request.first_seed, request.first_seed + at_least_one(request.seeds, preset.seeds, "--seeds"))
+    common = base(request, preset)
+    capability = compute_capability(request.device)
+    skipped = {name: why for name in names if (why := unavailable(VARIANTS[name], common.config, capability))}
     runnable = [name for name in names if name not in skipped]
-    configs = {name: apply_variant(base, VARIANTS[name]) for name in runnable}
+    configs = {name: apply_variant(common.config, VARIANTS[name]) for name in runnable}
     taught = any(VARIANTS[name].distill for name in runnable)
     runs = [
         RunPlan(
@@ -138,38 +92,16 @@ def make_plan(request: Request) -> Plan:
         variants=tuple(names),
         skipped=skipped,
         runs=tuple(runs),
-        data=str(request.data.resolve()) if request.data else None,
+        text=common.text,
+        origin=_origin(common.start),
+        notes=common.notes,
     )
 
 
-def base_config(request: Request, preset: StudyPreset) -> RunConfig:
-    """The baseline's configuration: what every variant changes.
+def _origin(start: CheckpointInfo | None) -> dict[str, Any] | None:
+    from efftrain.study.origin import origin_of  # reads records, which a run can be made without
 
-    Raises:
-        PlanError: an unknown model, or a number out of range.
-    """
-    model_name = request.model or preset.model
-    model = dataclasses.replace(_named(model_name, PRESETS, "--model"), attention=request.attention)
-    workload = WORKLOADS[model_name]
-    per_step = workload.batch_size * workload.grad_accumulation * model.seq_len
-    if request.steps is not None and request.tokens is not None:
-        raise PlanError("--steps and --tokens say the same thing twice; give one of them")
-    tokens_as_steps = None if request.tokens is None else -(-request.tokens // per_step)
-    if request.tokens is not None and request.tokens < 1:
-        raise PlanError(f"--tokens {request.tokens}: at least 1 is needed")
-    steps = _at_least_one(tokens_as_steps if request.steps is None else request.steps, preset.steps, "--steps")
-    return RunConfig(
-        model=model,
-        optimizer=OptimizerConfig(name=request.optimizer, learning_rate=workload.learning_rate),
-        steps=steps,
-        batch_size=workload.batch_size,
-        grad_accumulation=workload.grad_accumulation,
-        eval_every=max(1, steps // preset.evaluations),
-        eval_batches=preset.eval_batches,
-        device=request.device,
-        threads=cpu().threads,
-        log_every=1 if request.device == "cpu" else 10,
-    )
+    return origin_of(start) if start else None
 
 
 def _variants(request: Request) -> list[str]:
@@ -177,7 +109,7 @@ def _variants(request: Request) -> list[str]:
     if not names:
         raise PlanError(f"--variants: none given; choose from {', '.join(VARIANTS)}")
     for name in names:
-        _named(name, VARIANTS, "variant")
+        named(name, VARIANTS, "variant")
     needs_baseline = [name for name in names if VARIANTS[name].distill]
     if needs_baseline and BASELINE not in names:
         raise PlanError(
@@ -190,15 +122,3 @@ def _variants(request: Request) -> list[str]:
 def _block_order(names: list[str], *, reverse: bool) -> list[str]:
     ordered = names[::-1] if reverse else list(names)
     return sorted(ordered, key=lambda name: VARIANTS[name].distill is not None)
-
-
-def _named(name: str, table: dict[str, Any], option: str) -> Any:
-    if name not in table:
-        raise PlanError(f"{option} {name!r}: unknown; choose from {', '.join(table)}")
-    return table[name]
-
-
-def _at_least_one(value: int | None, default: int, option: str) -> int:
-    if value is not None and value < 1:
-        raise PlanError(f"{option} {value}: at least 1 is needed")
-    return default if value is None else value

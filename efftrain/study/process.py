@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -22,7 +21,7 @@ from efftrain.meters.windows import billed_windows
 from efftrain.monitor.idle import measure_idle
 from efftrain.monitor.machine import find_sensors
 from efftrain.record.folder import StudyFolder
-from efftrain.record.journal import JournalError, Line, append_line, read_journal
+from efftrain.record.journal import JournalError, JournalTail, Line, append_line, read_journal
 from efftrain.study.peaks import peak_rates
 from efftrain.study.plan import Plan, RunPlan
 from efftrain.training.config import Precision, RunConfig
@@ -59,7 +58,7 @@ def make_run(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: 
     _clear(folder.run(run.run_id))
     spec_path = folder.run(run.run_id) / "spec.json"
     spec_path.write_text(json.dumps(spec))
-    tail = _Tail(folder.journal(run.run_id))
+    tail = JournalTail(folder.journal(run.run_id))
     try:
         with folder.log(run.run_id).open("wb") as log:
             process = subprocess.Popen(
@@ -130,7 +129,8 @@ def run_spec(plan: Plan, run: RunPlan, folder: StudyFolder, facts: dict[str, Any
     counted = folder.journal(first)
     return {
         "run_id": run.run_id, "study_id": plan.study_id, "variant": run.variant, "seed": run.seed,
-        "config": run.config.as_dict(), "data": plan.data, **facts, "journal": str(folder.journal(run.run_id)),
+        "config": run.config.as_dict(), "text": dataclasses.asdict(plan.text), "origin": plan.origin,
+        "notes": list(plan.notes), **facts, "journal": str(folder.journal(run.run_id)),
         "costs": str(counted) if first != run.run_id and counted.exists() else None,
         "weights": str(folder.weights(run.run_id)) if run.teaches else None,
         "teacher": _teacher(run, folder), "parent": os.getpid(),
@@ -196,22 +196,3 @@ def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         path.unlink()
-
-
-class _Tail:
-    """Yields the whole lines that have come since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def read(self) -> Iterator[Line]:
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for raw in whole.splitlines():
-            with contextlib.suppress(ValueError):
-                yield json.loads(raw)

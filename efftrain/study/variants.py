@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from efftrain.training.config import DistillConfig, PruneConfig, RunConfig
+from efftrain.training.config import DistillConfig, PruneConfig, RunConfig, not_prunable
 from efftrain.training.support import Capability, refusal
 
 BASELINE = "baseline"
@@ -93,8 +93,18 @@ def apply_variant(base: RunConfig, variant: Variant) -> RunConfig:
     return dataclasses.replace(base, model=model, optimizer=optimizer, distill=distill, **variant.sets)
 
 
-def unavailable(variant: Variant, device: str, capability: Capability | None = None) -> str | None:
-    """Why `variant` cannot run on `device`; None where it can. `capability` is the device's, as in `refusal`."""
-    if device == "cpu" and variant.cuda_only:
+def unavailable(variant: Variant, base: RunConfig, capability: Capability | None = None) -> str | None:
+    """Why `variant` cannot run over `base`, on its device; None where it can.
+
+    Args:
+        variant: one of the table.
+        base: what it would change.
+        capability: of the device, as in `refusal`.
+    """
+    if base.device == "cpu" and variant.cuda_only:
         return variant.cuda_only
-    return refusal(variant.sets["precision"], device, capability) if "precision" in variant.sets else None
+    if variant.sets.get("prune"):
+        return not_prunable(base)
+    if variant.scales and (base.start or base.lora):
+        return "a smaller model cannot begin with the checkpoint's weights"
+    return refusal(variant.sets["precision"], base.device, capability) if "precision" in variant.sets else None

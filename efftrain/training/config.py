@@ -229,6 +229,15 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
+def not_prunable(config: RunConfig) -> str | None:
+    """Why a training cannot be pruned on the way; None where it can."""
+    if not isinstance(config.model, ModelConfig):
+        return "pruning knows the layers of the default model, not those of a Hugging Face model"
+    reasons = {"LoRA": config.lora, "several ranks": config.parallel, "classification": config.model.num_classes}
+    hindrance = next((name for name, present in reasons.items() if present), None)
+    return f"pruning does not go together with {hindrance}" if hindrance else None
+
+
 def _check_together(config: RunConfig) -> None:
     """Raise a ConfigError for fields that do not go together."""
     model, task = config.model, config.task
@@ -237,10 +246,8 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"task {task!r}: this model is a {kind}, which learns {learns!r} or 'classification'")
     if (task == "classification") != (model.num_classes is not None):
         raise ConfigError(f"task {task!r} does not go with num_classes {model.num_classes}")
-    if config.prune and not isinstance(model, ModelConfig):
-        raise ConfigError("pruning knows the layers of the default model alone, not those of a Hugging Face model")
-    if config.prune and (config.lora or config.parallel or model.num_classes):
-        raise ConfigError("pruning does not go together with LoRA, several ranks, or classification")
+    if config.prune and (why := not_prunable(config)):
+        raise ConfigError(why)
     if (config.ranks > 1) != (config.parallel is not None):
         raise ConfigError(f"{config.ranks} ranks do not go with parallel {config.parallel!r}")
 

@@ -15,7 +15,8 @@ from efftrain.meters.carbon.footprint import resolve
 from efftrain.study.collect import collect
 from efftrain.study.execute import execute
 from efftrain.study.folder import StudyFolder, claim
-from efftrain.study.plan import Request, make_plan
+from efftrain.study.plan import make_plan
+from efftrain.study.request import Request
 from efftrain.training.config import OptimizerConfig, RunConfig
 
 
@@ -42,7 +43,7 @@ def broken(config: RunConfig, variant: str) -> RunConfig:
 @pytest.fixture(scope="module")
 def faulty_study(text_folder: Path, tmp_path_factory: pytest.TempPathFactory):
     request = Request(
-        variants=("baseline", "bf16", "recompute", "pruned", "distilled"), seeds=1, steps=8, data=text_folder
+        variants=("baseline", "bf16", "recompute", "pruned", "distilled"), seeds=1, steps=8, data=(str(text_folder),)
     )
     plan = make_plan(request)
     plan = dataclasses.replace(

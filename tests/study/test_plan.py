@@ -6,7 +6,8 @@ import pytest
 
 from efftrain.record.plain import from_plain
 from efftrain.study.folder import StudyFolder, claim, stored_plan, write_opening
-from efftrain.study.plan import Plan, PlanError, Request, make_plan
+from efftrain.study.plan import Plan, make_plan
+from efftrain.study.request import PlanError, Request
 from efftrain.training.config import ConfigError
 
 
@@ -33,7 +34,7 @@ def test_a_teacher_comes_before_its_student_and_leaves_its_weights():
 
 def test_a_variant_that_cannot_run_here_is_skipped_with_its_reason():
     plan = make_plan(Request(variants=("baseline", "tf32")))
-    assert plan.skipped == {"tf32": "TF32 is a format of NVIDIA's matrix units; a CPU has none"}
+    assert plan.skipped == {"tf32": "tf32 is a format of NVIDIA's matrix units; a CPU has none"}
     assert {run.variant for run in plan.runs} == {"baseline"}
     assert plan.variants == ("baseline", "tf32")
 

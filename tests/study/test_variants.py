@@ -1,6 +1,9 @@
+import dataclasses
+
 import pytest
 
-from efftrain.study.plan import Request, make_plan
+from efftrain.study.plan import make_plan
+from efftrain.study.request import Request
 from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
 from efftrain.training.config import RunConfig
 from efftrain.workload.models.presets import PRESETS
@@ -31,10 +34,11 @@ def test_the_kernels_are_attention_and_the_optimizer():
 
 
 def test_availability_depends_on_the_device():
-    assert unavailable(VARIANTS["tf32"], "cpu")
-    assert unavailable(VARIANTS["kernels"], "cpu")
-    assert unavailable(VARIANTS["tf32"], "cuda:0") is None
-    assert "8.0" in (unavailable(VARIANTS["bf16"], "cuda:0", (7, 5)) or "")
-    assert unavailable(VARIANTS["compile"], "cuda:0", (7, 5)) is None
-    assert all(unavailable(VARIANTS[name], "cpu") is None for name in QUICK_VARIANTS)
+    cuda = dataclasses.replace(BASE, device="cuda:0")
+    assert unavailable(VARIANTS["tf32"], BASE)
+    assert unavailable(VARIANTS["kernels"], BASE)
+    assert unavailable(VARIANTS["tf32"], cuda) is None
+    assert "8.0" in (unavailable(VARIANTS["bf16"], cuda, (7, 5)) or "")
+    assert unavailable(VARIANTS["compile"], cuda, (7, 5)) is None
+    assert all(unavailable(VARIANTS[name], BASE) is None for name in QUICK_VARIANTS)
     assert [v for v in QUICK_VARIANTS if v not in make_plan(Request()).variants] == []
