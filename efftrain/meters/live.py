@@ -5,15 +5,16 @@ the record, so that the line and the report agree; rates are of the last two sec
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efftrain.meters.carbon.footprint import run_carbon
 from efftrain.meters.energy.ledger import Ledger
 from efftrain.meters.phases import duration_s
 from efftrain.meters.utilization import cost_stages, peak_rate, utilization, work_done
-from efftrain.meters.windows import billed
+from efftrain.meters.windows import Window, billed
 from efftrain.record.journal import Line
-from efftrain.record.quantities import Method
+from efftrain.record.quantities import Method, Quantity
 
 RECENT_NS = 2_000_000_000
 
@@ -30,6 +31,7 @@ class LiveFigures:
         tokens_per_second: over the steps of the last two seconds.
         mfu: over the same steps.
         watts: over the last two seconds, of all sensors that were read in them.
+        joules: energy on the bill so far.
         joules_per_token: energy on the bill so far over tokens trained.
         grams_co2e: of that energy, and of the hardware over that time.
         eta_s: time left in s, at the pace of the run so far, evaluations included.
@@ -44,6 +46,7 @@ class LiveFigures:
     tokens_per_second: float | None
     mfu: float | None
     watts: float | None
+    joules: float | None = None
     joules_per_token: float | None
     grams_co2e: float | None
     eta_s: float | None
@@ -60,7 +63,8 @@ class LiveMeter:
 
     def __init__(self, header: Line) -> None:
         self._header = header
-        self._ledger = Ledger(header, live=True)
+        self.ledger = Ledger(header, live=True)
+        """What the sensors have read so far."""
         self._peak = peak_rate(header)
         self._spans: list[Line] = []
         self._costs: list[Line] = []
@@ -77,7 +81,7 @@ class LiveMeter:
         self._now = max(self._now, line["t"])
         match line["kind"]:
             case "tick":
-                self._ledger.feed(line)
+                self.ledger.feed(line)
             case "step":
                 self._step(line)
             case "span":
@@ -89,11 +93,34 @@ class LiveMeter:
             case _:
                 pass
 
+    def windows(self, until: int | None = None) -> list[Window]:
+        """The billed stretches so far; before the first step, those before it.
+
+        Args:
+            until: while steps go on, the moment up to which they do, ns; the end of the last one if not given.
+        """
+        start, end = (self._now, self._now) if self._start is None else (self._start, max(self._end, until or 0))
+        return billed(self._spans, start=start, end=end)
+
+    def spans(self, name: str) -> list[Window]:
+        """The spans of one name so far."""
+        return [(span["t"], span["t_end"]) for span in self._spans if span["name"] == name]
+
+    def grams_co2e(self, energy: Quantity, windows: Sequence[Window]) -> float | None:
+        """CO2e in g of an energy used in `windows`, and of the hardware over that time."""
+        totals = self.ledger.total
+        return run_carbon(self._header, energy, windows, totals, tokens=self._tokens, model_flops=None).total.value
+
+    def watts(self) -> float | None:
+        """Power in W over the last two seconds, of all sensors that were read in them."""
+        powers = [series.watts(self._now - RECENT_NS, self._now) for series in self.ledger.series.values()]
+        present = [power for power in powers if power is not None]
+        return sum(present) if present else None
+
     def figures(self) -> LiveFigures:
         """The figures at the last line."""
-        windows = [] if self._start is None else billed(self._spans, start=self._start, end=self._end)
-        energy = self._ledger.total(windows)
-        carbon = run_carbon(self._header, energy, windows, self._ledger.total, tokens=self._tokens, model_flops=None)
+        windows = [] if self._start is None else self.windows()
+        energy = self.ledger.total(windows)
         per_token = energy.value / self._tokens if energy.value is not None and self._tokens else None
         return LiveFigures(
             step=self._last["step"] if self._last else 0,
@@ -102,9 +129,10 @@ class LiveMeter:
             validation_loss=self._validation_loss,
             tokens_per_second=self._tokens_per_second(),
             mfu=self._mfu(),
-            watts=self._watts(),
+            watts=self.watts(),
+            joules=energy.value,
             joules_per_token=per_token,
-            grams_co2e=carbon.total.value,
+            grams_co2e=self.grams_co2e(energy, windows),
             eta_s=self._eta_s(),
             method=energy.method,
             lower_bound=energy.lower_bound,
@@ -127,11 +155,6 @@ class LiveMeter:
     def _mfu(self) -> float | None:
         work = work_done(cost_stages(self._costs), self._recent)
         return utilization(work.model, self._recent, self._peak).value if work else None
-
-    def _watts(self) -> float | None:
-        powers = [series.watts(self._now - RECENT_NS, self._now) for series in self._ledger.series.values()]
-        present = [power for power in powers if power is not None]
-        return sum(present) if present else None
 
     def _eta_s(self) -> float | None:
         total = self._header["config"].get("steps")

@@ -129,6 +129,29 @@ def read_journal(path: Path) -> Journal:
     return Journal(header=lines[0], lines=lines[1:], defects=defects)
 
 
+class JournalTail:
+    """Follows a journal while it is written: each call yields the whole lines that have come since the last one.
+
+    What is not JSON is passed over, and a line that is not whole yet waits for its end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def read(self) -> Iterator[Line]:
+        """The new lines, in file order, the header among them; none while there is no file."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for raw in whole.splitlines():
+            with contextlib.suppress(ValueError):
+                yield json.loads(raw)
+
+
 def _decode(data: bytes, defects: list[str]) -> Iterator[Line]:
     *whole, torn = data.split(b"\n")
     if torn:

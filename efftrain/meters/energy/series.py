@@ -54,6 +54,12 @@ class Series:
         """The counter's updates, or None for a sensor that shows power alone."""
         return None if self._readings is not None else self._counter.track()
 
+    @property
+    def until(self) -> int | None:
+        """The moment up to which readings tell its energy, ns; None where no two of them differ."""
+        source = self._counter if self._readings is None else self._readings
+        return source.t[-1] if len(source.t) > 1 else None
+
     def energy_between(self, start: int, end: int) -> Quantity:
         """Energy in J between two moments, ns. See `energy_over`."""
         return self.energy_over([(start, end)])
