@@ -96,7 +96,7 @@ def _compare_own(there: ModelConfig, here: ModelConfig) -> list[str]:
             _same("tied_embeddings", there.tied_embeddings, here.tied_embeddings)
     elif here.num_classes is not None or not here.tied_embeddings:
         what = f"{here.num_classes} classes" if here.num_classes else "the vocabulary"
-        notes.append(f"its head over {what} is new, the checkpoint has none")
+        notes.append(f"its head over {what} is new; the checkpoint has no such head")
     if there.causal != here.causal:
         sees = "those before it", "all of its sequence"
         was, now = sees if there.causal else sees[::-1]
