@@ -153,6 +153,10 @@ class JournalRecorder:
     def end(self, status: Status, **fields: Any) -> None:
         """See `Recorder.end`."""
         self._journal.write("end", status=status, **fields)
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system."""
         self._journal.flush()
 
 

@@ -178,7 +178,9 @@ class Budget:
         if watts is None or not limits:
             return None
         step_s, checkpoints = fmean(self._durations), meter.spans("checkpoint")
-        unread_s = seconds(windows) - seconds(known)
+        # A tick is seen up to a reading late, so that the last one tells of less time than it is taken for.
+        late_s = max((each.info["period_s"] for each in meter.ledger.series.values()), default=0.0)
+        unread_s = seconds(windows) - seconds(known) + late_s
         return _Pace(
             at=now, joules=(meter.ledger.total(known).value or 0.0) + watts * unread_s, watts=watts,
             limit=min(limit.joules for limit in limits), step_s=step_s,

@@ -1,8 +1,11 @@
 """One run, from its specification to its journal: what the fresh process of a run executes."""
 
 import os
+import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +15,35 @@ from efftrain.compression.distillation import distillation_objective
 from efftrain.compression.pruning import prune_session
 from efftrain.monitor.machine import environment, find_sensors
 from efftrain.monitor.monitor import Monitor
-from efftrain.record.recorder import Recorder, Status
+from efftrain.record.plain import from_plain
+from efftrain.record.recorder import ENDED_WELL, JournalRecorder, Recorder, Status
 from efftrain.study.batches import corpus_batches
+from efftrain.study.budget import Budget
 from efftrain.study.costs import measure_memory, record_costs
+from efftrain.study.spending import Spending
 from efftrain.training.batch import Batches
 from efftrain.training.blocks import measure_blocks
-from efftrain.training.checkpoint import load_weights, save_weights
+from efftrain.training.checkpoint import load_weights, resume, save_weights
+from efftrain.training.checkpoint_folder import find
+from efftrain.training.checkpoint_writer import CheckpointWriter
 from efftrain.training.config import RunConfig, from_dict
 from efftrain.training.evaluation import evaluate
+from efftrain.training.horizon import Horizon
 from efftrain.training.loop import Intervention, train
+from efftrain.training.lora import count_trainable
 from efftrain.training.objectives import data_objective
+from efftrain.training.reuse import load_start
 from efftrain.training.session import Session, build_session, preserved, train_step
 from efftrain.workload.models.build import Model, build_model
-from efftrain.workload.text.config import Source, TextConfig
+from efftrain.workload.text.config import TextConfig
 from efftrain.workload.text.corpus import Corpus, prepare
 
 CPU_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
 """What torch's CPU allocator says when the system refuses; it has no exception class of its own."""
+
+
+class _RefusedError(Exception):
+    """The run cannot be made as it was asked for; the message is one line."""
 
 
 def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
@@ -42,13 +57,19 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
     torch.set_num_threads(config.threads)
     if config.device == "cpu":  # compile in this process and its children, whose CPU time can be read
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-    text = TextConfig(sources=(Source(path=spec["data"]),) if spec["data"] else ())
-    corpus = prepare(text, config.model.vocab_size)
+    began = time.monotonic_ns()
+    corpus = _prepare(spec, config)
+    loaded = time.monotonic_ns()
     sensors = find_sensors(config.device, node_overhead_w=spec["node_overhead_w"])
     with Monitor(Path(spec["journal"]), sensors, _header(spec, config, corpus)) as monitor:
         recorder = monitor.recorder
+        recorder.past_span("load", t=began, t_end=loaded)
+        for text in spec["notes"]:
+            recorder.note(text)
         try:
             status, detail = _train(spec, config, corpus, recorder, stop), {}
+        except _RefusedError as refusal:
+            status, detail = "refused", {"detail": str(refusal)}
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if not _out_of_memory(error):
                 raise
@@ -64,21 +85,42 @@ class _Parts:
 
 
 def _train(
-    spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: Recorder, stop: Callable[[], bool]
+    spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: JournalRecorder, stop: Callable[[], bool]
 ) -> Status:
+    if spec["bill_data"]:
+        _prepare_again(spec, config, recorder)
     record_costs(config, recorder, Path(spec["costs"]) if spec["costs"] else None)
     if stop():
         return "interrupted"
     parts = _build(spec, config, corpus)
     _warm_up(parts, recorder)
+    budget = Budget(Path(spec["journal"]), config.horizon, recorder.flush, note=recorder.note)
+    refusal = budget.first_step_refusal()
+    if refusal:
+        raise _RefusedError(refusal)
+    horizon, first_step = Horizon(config.horizon, budget.spent), 1
+    if spec.get("resume"):  # last, because random state is part of it
+        first_step = resume(parts.session, find(Path(spec["resume"])), horizon)
     status = train(
-        parts.session, parts.batches, recorder, interventions=_interventions(parts, recorder), should_stop=stop
-    )
-    if status == "complete" and spec["weights"]:
+        parts.session, parts.batches, recorder, interventions=_interventions(parts, recorder), should_stop=stop,
+        horizon=horizon, checkpoints=_checkpoints(spec, config, corpus, recorder), first_step=first_step,
+    )  # fmt: skip
+    if status in ENDED_WELL and spec["weights"]:
         save_weights(parts.session, Path(spec["weights"]))
-    if status == "complete" and spec["phase_energy"] == "blocks":
+    if status in ENDED_WELL and spec["phase_energy"] == "blocks":
         measure_blocks(parts.session, parts.batches, recorder, should_stop=stop)
     return status
+
+
+def _prepare(spec: dict[str, Any], config: RunConfig, cache: Path | None = None) -> Corpus:
+    text = from_plain(TextConfig, spec["text"])
+    return prepare(text, config.model.vocab_size, masked=config.task == "masked", cache=cache)
+
+
+def _prepare_again(spec: dict[str, Any], config: RunConfig, recorder: Recorder) -> None:
+    """From files to tokens once more, whatever the cache holds, so that it is measured what that takes."""
+    with tempfile.TemporaryDirectory(prefix="efftrain-") as folder, recorder.span("prepare"):
+        _prepare(spec, config, Path(folder))
 
 
 def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> _Parts:
@@ -88,7 +130,9 @@ def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> _Parts:
         load_weights(teacher, Path(spec["teacher"]["weights"]))
         objective = distillation_objective(teacher, config.distill)
     torch.manual_seed(config.seed)
-    return _Parts(build_session(config, objective=objective), teacher, corpus_batches(corpus, config))
+    start = partial(load_start, info=find(Path(config.start))) if config.start else None
+    session = build_session(config, objective=objective, start=start)
+    return _Parts(session, teacher, corpus_batches(corpus, config, session.ranks))
 
 
 def _warm_up(parts: _Parts, recorder: Recorder) -> None:
@@ -101,6 +145,19 @@ def _warm_up(parts: _Parts, recorder: Recorder) -> None:
         with recorder.span("warmup"):
             memory = measure_memory(parts.session, parts.teacher, parts.batches)
     memory.record(recorder, from_step=1)
+
+
+def _checkpoints(
+    spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: JournalRecorder
+) -> CheckpointWriter | None:
+    if config.checkpoint_every is None:
+        return None
+    journal = Path(spec["journal"])
+    return CheckpointWriter(
+        journal.parent / "checkpoints", config, recorder, tokenizer=corpus.tokenizer_path,
+        identity={key: spec[key] for key in ("run_id", "study_id", "variant", "seed", "origin")},
+        spent=Spending(journal, recorder.flush),
+    )  # fmt: skip
 
 
 def _interventions(parts: _Parts, recorder: Recorder) -> dict[int, Intervention]:
@@ -119,12 +176,13 @@ def _interventions(parts: _Parts, recorder: Recorder) -> dict[int, Intervention]
 
 def _header(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> dict[str, Any]:
     facts = corpus.as_dict()
-    copied = ("run_id", "study_id", "variant", "seed", "config", "peak", "carbon", "idle", "teacher")
+    copied = ("run_id", "study_id", "variant", "seed", "config", "peak", "carbon", "idle", "teacher", "origin")
     return {
         **{key: spec[key] for key in copied},
         "environment": {**environment(config.device), "corpus": facts},
         "corpus": facts,
         "parameters": (config.pruned_model or config.model).parameters,
+        "trainable_parameters": count_trainable(config),
     }
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from efftrain.record.recorder import Phase
 from efftrain.training.batch import Batch
 from efftrain.training.config import RunConfig
+from efftrain.training.lora import apply_lora
 from efftrain.training.objectives import Forward, Objective, data_objective
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.precision import autocast, loss_scaler, prepare_precision
@@ -54,10 +55,22 @@ class Session:
         self.forward = torch.compile(model) if self.config.compile else model
 
 
-def build_session(config: RunConfig, *, objective: Objective = data_objective) -> Session:
-    """A fresh model from the configuration's seed, on its device, with its optimizer."""
+def build_session(
+    config: RunConfig, *, objective: Objective = data_objective, start: Callable[[Model], None] | None = None
+) -> Session:
+    """A fresh model from the configuration's seed, on its device, with its adapters and its optimizer.
+
+    Args:
+        config: of the run.
+        objective: what it minimises.
+        start: fills the model with the weights that it begins with; None: those of its seed.
+    """
     device = torch.device(config.device)
     model = build_model(config.model, device, seed=config.seed)
+    if start:
+        start(model)
+    if config.lora:
+        apply_lora(model, config.lora, config.seed)
     prepare_precision(model, config.precision)
     return Session(
         config=config,
