@@ -140,8 +140,8 @@ def attention_layout(
         lengths_b = None
     if config.attention == "efftrain":
         return None if lengths_b is None else _offsets(lengths_b, length)
-    banded = band_tt is not None and config.window is not None and config.window < length
-    band = band_tt[:length, :length] if banded else None
+    banded = config.window is not None and config.window < length
+    band = band_tt[:length, :length] if band_tt is not None and banded else None
     return band if lengths_b is None else _with_padding(band, lengths_b, length)
 
 

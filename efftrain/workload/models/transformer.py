@@ -1,9 +1,8 @@
 """A transformer in plain PyTorch, decoder or encoder: RMSNorm, rotary embeddings, SwiGLU, grouped-query attention.
 
 Shapes: B sequences, T tokens, D = d_model, H query heads, K key/value heads, Q = head_dim, F = d_ff, V = vocabulary,
-C = classes. Every matrix product is an `nn.Linear` or stands in one of the functions of efftrain.workload.models.attention,
-so that the closed form for model FLOPs (`ModelConfig.model_flops_per_token`) can be checked against a count of the
-operations.
+C = classes. Every matrix product is an `nn.Linear` or stands in one of the functions of `attention.py`, so that the
+closed form for model FLOPs (`ModelConfig.model_flops_per_token`) can be checked against a count of the operations.
 """
 
 from collections.abc import Callable
