@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from efftrain.meters.carbon.footprint import run_carbon
 from efftrain.meters.energy.ledger import Ledger
 from efftrain.meters.phases import duration_s
+from efftrain.meters.ranks import of_all_ranks
 from efftrain.meters.utilization import cost_stages, peak_rate, utilization, work_done
 from efftrain.meters.windows import Window, billed
 from efftrain.record.journal import Line
@@ -79,6 +80,7 @@ class LiveMeter:
     def feed(self, line: Line) -> None:
         """Take one journal line; kinds that the progress line does not need are passed over."""
         self._now = max(self._now, line["t"])
+        line = of_all_ranks(line, int(self._header.get("ranks", 1)))
         match line["kind"]:
             case "tick":
                 self.ledger.feed(line)

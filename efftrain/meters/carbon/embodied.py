@@ -124,9 +124,10 @@ def _host(environment: Mapping[str, Any]) -> Quantity:
     gpus, cpu = len(environment["devices"]), environment["cpu"]
     if gpus:
         return server(gpus / GPUS_PER_SERVER, why=f"{gpus}/{GPUS_PER_SERVER} (by accelerators, assumed)")
+    hosts = environment.get("hosts", 1)  # machines of one kind, where ranks trained on several
     if cpu.get("guest"):
-        return _hosted(cpu["threads"])
-    share = min(1.0, cpu["threads"] / max(1, cpu["cores"]))
+        return _hosted(hosts * cpu["threads"])
+    share = hosts * min(1.0, cpu["threads"] / max(1, cpu["cores"]))
     return server(share, why=f"{share:.3g} (threads that the run may use over cores)")
 
 
