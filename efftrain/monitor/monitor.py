@@ -85,6 +85,11 @@ class Monitor:
             raise RuntimeError("a monitor records between entry and exit: use it in a with statement")
         return JournalRecorder(self._journal)
 
+    def flush(self) -> None:
+        """Bring what was written so far into the journal's file, for whoever reads it meanwhile."""
+        if self._journal is not None:
+            self._journal.flush()
+
     @property
     def sampler_cpu_seconds(self) -> float:
         """CPU time in s that sampling has used so far."""

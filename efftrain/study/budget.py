@@ -178,8 +178,9 @@ class Budget:
         if watts is None or not limits:
             return None
         step_s, checkpoints = fmean(self._durations), meter.spans("checkpoint")
-        # A tick is seen up to a reading late, so that the last one tells of less time than it is taken for.
-        late_s = max((each.info["period_s"] for each in meter.ledger.series.values()), default=0.0)
+        # A counter's tick is seen up to a reading late, so that the last one tells of less time than it is taken for.
+        infos = [each.info for each in meter.ledger.series.values()]
+        late_s = max((info["period_s"] for info in infos if info["kind"] == "energy"), default=0.0)
         unread_s = seconds(windows) - seconds(known) + late_s
         return _Pace(
             at=now, joules=(meter.ledger.total(known).value or 0.0) + watts * unread_s, watts=watts,
