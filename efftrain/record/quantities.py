@@ -156,6 +156,33 @@ def total(parts: Sequence[Quantity], *, boundary: str, source: str = "") -> Quan
     )
 
 
+def correlated(parts: Sequence[Quantity], *, boundary: str, source: str = "") -> Quantity:
+    """Sum of parts that share what is systematic in their errors: readings of one sensor at different times, say.
+
+    Systematic uncertainties add linearly and random ones in quadrature (GUM, JCGM 100:2008, 5.2.2, with a correlation
+    of 1 and of 0). An interval's systematic half is what its random part does not explain, so that asymmetric limits
+    keep their shape. Otherwise as `total`.
+
+    Raises:
+        ValueError: no parts, or parts in different units.
+    """
+    summed = total(parts, boundary=boundary, source=source)
+    present = [p for p in parts if p.value is not None]
+    spread = COVERAGE_FACTOR * (summed.u_random or 0.0)
+    value = summed.value or 0.0
+    below = math.fsum(_systematic_half((p.value or 0.0) - (p.low or 0.0), p) for p in present)
+    above = math.fsum(_systematic_half((p.high or 0.0) - (p.value or 0.0), p) for p in present)
+    shared = None if summed.u_systematic is None else math.fsum(p.u_systematic or 0.0 for p in present)
+    return replace(
+        summed, low=None if summed.low is None else value - math.hypot(below, spread),
+        high=None if summed.high is None else value + math.hypot(above, spread), u_systematic=shared,
+    )  # fmt: skip
+
+
+def _systematic_half(half: float, part: Quantity) -> float:
+    return math.sqrt(max(0.0, half**2 - (COVERAGE_FACTOR * (part.u_random or 0.0)) ** 2))
+
+
 def scaled(part: Quantity, factor: float, unit: str, *, source: str = "", boundary: str = "") -> Quantity:
     """`part` times an exact, non-negative factor, in another unit: joules to joules per token, say."""
     if factor < 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 from efftrain.comparison.checks import run_checks, study_checks
 from efftrain.comparison.verdicts import compare
-from efftrain.meters.assemble import assemble
+from efftrain.meters.attempts import assemble_attempts
 from efftrain.meters.ranks import with_ranks
 from efftrain.meters.steps import step_rows
 from efftrain.record.folder import StudyFolder, write_text
@@ -39,29 +39,40 @@ def collect(folder: StudyFolder, *, settings: dict[str, Any] | None = None) -> C
     journals, damaged = _journals(folder)
     if not journals and not folder.study.exists():
         raise RecordError(f"{folder.root}: holds no study (no study.json, and no journal under runs/)")
-    runs = [_record(journal) for journal in journals.values()]
+    runs = [_record(attempts) for attempts in journals.values()]
     for run in runs:
         write_text(folder.record(run.run_id), dumps(run))
     study = _study(folder, runs, damaged, settings or {})
     write_text(folder.study, dumps(study))
-    steps = [row for journal in journals.values() for row in step_rows(journal)]
+    steps = [row for attempts in journals.values() for row in _rows(attempts)]
     return Collected(study, runs, steps)
 
 
-def _record(journal: Journal) -> Run:
-    run = assemble(journal)
+def _record(attempts: list[Journal]) -> Run:
+    run = assemble_attempts(attempts)
     return run.model_copy(update={"checks": [*run.checks, *run_checks(run)]})
 
 
-def _journals(folder: StudyFolder) -> tuple[dict[str, Journal], list[Check]]:
-    journals: dict[str, Journal] = {}
+def _rows(attempts: list[Journal]) -> list[dict[str, Any]]:
+    """One row a step, as it was made last."""
+    rows = {row["step"]: row for journal in attempts for row in step_rows(journal)}
+    return [rows[step] for step in sorted(rows)]
+
+
+def _journals(folder: StudyFolder) -> tuple[dict[str, list[Journal]], list[Check]]:
+    """The journals of each run's attempts, in order."""
+    journals: dict[str, list[Journal]] = {}
     damaged: list[Check] = []
     for run_id in folder.run_ids():
-        try:
-            journals[run_id] = with_ranks(read_journal(folder.journal(run_id)), folder.ranks(run_id))
-        except JournalError as error:
-            damaged.append(Check(name="journal", status="failed", detail=f"{run_id}: {error}"))
-    return journals, damaged
+        files = [(path, folder.attempt_ranks(path)) for path in folder.attempts(run_id)]
+        if folder.journal(run_id).exists():
+            files.append((folder.journal(run_id), folder.ranks(run_id)))
+        for path, ranks in files:
+            try:
+                journals.setdefault(run_id, []).append(with_ranks(read_journal(path), ranks))
+            except JournalError as error:
+                damaged.append(Check(name="journal", status="failed", detail=f"{run_id}: {error}"))
+    return {run_id: attempts for run_id, attempts in journals.items() if attempts}, damaged
 
 
 def _study(folder: StudyFolder, runs: list[Run], damaged: list[Check], added: dict[str, Any]) -> Study:

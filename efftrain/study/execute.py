@@ -8,6 +8,7 @@ from efftrain.study.collect import collect
 from efftrain.study.folder import write_opening
 from efftrain.study.plan import Plan
 from efftrain.study.process import Observer, make_run, measure_idle_power, measure_peaks, run_spec, run_status
+from efftrain.study.resume import resumption
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
                 "phase_energy": settings.get("phase_energy"), "bill_data": settings.get("bill_data", False),
                 "peak": peaks[run.config.precision], "idle": idle,
             }  # fmt: skip
-            spec = run_spec(plan, run, folder, facts)
+            spec = run_spec(plan, run, folder, {**facts, **resumption(run, folder, observer.message)})
             statuses[run.run_id], detail, interrupted = make_run(run, folder, spec, observer)
             observer.run_ended(run, statuses[run.run_id], detail)
             if interrupted:

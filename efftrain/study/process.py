@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,7 +56,8 @@ class Observer(Protocol):
 def make_run(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Observer) -> tuple[str, str, bool]:
     """One run in one process; its status, what its process said last if it failed, and whether Ctrl-C ended it."""
     stopped, process = False, None
-    _clear(folder.run(run.run_id))
+    if not (spec.get("resume") or spec.get("before")):
+        _clear(folder.run(run.run_id))
     spec_path = folder.run(run.run_id) / "spec.json"
     spec_path.write_text(json.dumps(spec))
     tail = JournalTail(folder.journal(run.run_id))
@@ -195,4 +197,4 @@ def _last_lines(log: Path) -> str:
 def _clear(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()

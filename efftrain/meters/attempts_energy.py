@@ -1,0 +1,98 @@
+"""Joules of several attempts of one run.
+
+Attempts on one machine were read by the same sensors, whose gain errors are the same each time: they add linearly.
+Those of different machines add in quadrature.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from efftrain.meters.attempts_means import common_sum, weighted
+from efftrain.record.quantities import Quantity, missing, scaled, total
+from efftrain.record.schema import Energy, EnergyRow, Run
+
+
+def add_energy(runs: Sequence[Run], tokens: int) -> Energy:
+    """The energy of all attempts.
+
+    Args:
+        runs: the attempts, in order.
+        tokens: of the steps that count; steps that were done twice are on the bill of each token.
+    """
+    last = runs[-1].energy
+    components = _by_name(runs, lambda energy: energy.components)
+    whole = _whole(runs, components)
+    joules = [run.energy.total.value or 0.0 for run in runs]
+    return Energy(
+        components=components,
+        devices=_by_name(runs, lambda energy: energy.devices),
+        total=whole,
+        idle=_add(runs, [run.energy.idle for run in runs]),
+        above_idle=_add(runs, [run.energy.above_idle for run in runs]),
+        per_token=scaled(whole, 1 / tokens, "J/token") if tokens else missing("J/token", source="no token was trained"),
+        phases=_by_name(runs, lambda energy: energy.phases),
+        phase_power=_power(runs),
+        closure=weighted([run.energy.closure for run in runs], joules),
+        attribution="; ".join(dict.fromkeys(run.energy.attribution for run in runs if run.energy.attribution)),
+        modules=_rows(runs, lambda energy: energy.modules),
+        ops=_rows(runs, lambda energy: energy.ops),
+        model=last.model,
+    )
+
+
+def _whole(runs: Sequence[Run], components: Mapping[str, Quantity]) -> Quantity:
+    """The sum over components; over the attempts' totals where no attempt has components."""
+    boundary = runs[-1].energy.total.boundary
+    if not components:
+        return _add(runs, [run.energy.total for run in runs])
+    return total(list(components.values()), boundary=boundary)
+
+
+def _by_name(runs: Sequence[Run], read: Callable[[Energy], Mapping[str, Quantity]]) -> dict[str, Quantity]:
+    names = dict.fromkeys(chain.from_iterable(read(run.energy) for run in runs))
+    return {name: _sum_of(runs, name, read) for name in names}
+
+
+def _sum_of(runs: Sequence[Run], name: str, read: Callable[[Energy], Mapping[str, Quantity]]) -> Quantity:
+    """One name's sum over the attempts that have it; one that has not lacks the part, or calls it otherwise."""
+    having = [run for run in runs if name in read(run.energy)]
+    return _add(having, [read(run.energy)[name] for run in having])
+
+
+def _add(runs: Sequence[Run], parts: Sequence[Quantity]) -> Quantity:
+    """Linear within a machine, in quadrature across machines."""
+    machines: dict[Any, list[Quantity]] = {}
+    for run, part in zip(runs, parts, strict=True):
+        machines.setdefault(_machine(run), []).append(part)
+    sums = [common_sum(found) for found in machines.values()]
+    return sums[0] if len(sums) == 1 else total(sums, boundary=sums[-1].boundary)
+
+
+def _machine(run: Run) -> str:
+    """What tells one machine's sensors from another's."""
+    known = run.environment
+    return repr((known.get("host"), known.get("cpu"), [board.get("uuid") for board in known.get("devices") or []]))
+
+
+def _power(runs: Sequence[Run]) -> dict[str, Quantity]:
+    """Watts of each phase: a mean, weighted by the seconds that its joules and watts tell of."""
+    names = dict.fromkeys(chain.from_iterable(run.energy.phase_power for run in runs))
+    return {name: weighted(*_watts_and_seconds(runs, name)) for name in names}
+
+
+def _watts_and_seconds(runs: Sequence[Run], name: str) -> tuple[list[Quantity], list[float]]:
+    watts = [run.energy.phase_power[name] for run in runs if name in run.energy.phase_power]
+    joules = [run.energy.phases.get(name) for run in runs if name in run.energy.phase_power]
+    seconds = [(j.value or 0.0) / w.value if j and w.value else 0.0 for w, j in zip(watts, joules, strict=True)]
+    return watts, seconds
+
+
+def _rows(runs: Sequence[Run], read: Callable[[Energy], Sequence[EnergyRow]]) -> list[EnergyRow]:
+    """Joules by module or op, the costliest first; where an attempt could not tell, nobody can."""
+    if not all(read(run.energy) for run in runs):
+        return []
+    named = [{row.name: row.energy for row in read(run.energy)} for run in runs]
+    names = dict.fromkeys(chain.from_iterable(named))
+    rows = [EnergyRow(name=name, energy=common_sum([n[name] for n in named if name in n])) for name in names]
+    return sorted(rows, key=lambda row: -(row.energy.value or 0.0))
