@@ -118,6 +118,8 @@ def _energy_floor(run: Run) -> Outcome:
 def _tokens_per_parameter(run: Run) -> Outcome:
     if not run.parameters:
         return "skipped", "the number of parameters is unknown"
+    if run.origin:
+        return "skipped", "the training began with a checkpoint, which these tokens are not all of"
     ratio = run.tokens / run.parameters
     if ratio < TOKENS_PER_PARAMETER:
         return "warning", f"{ratio:.2g} tokens per parameter; below about 20 they are too few for a verdict on quality"

@@ -36,8 +36,16 @@ def bill(study: Study, runs: Sequence[Run]) -> list[BillRow]:
     return [
         *(_figure(name, run) for name in ALWAYS),
         *(_row(f"of which {_words(name)}", q, figure(q)) for name, q in run.energy.components.items()),
+        *_origin(run),
         *(_figure(name, run) for name in (*known, "carbon_total")),
     ]
+
+
+def _origin(run: Run) -> list[BillRow]:
+    if run.origin is None:
+        return []
+    cost = run.origin.training_energy
+    return [_row("apart: the checkpoint before", cost, figure(cost))]
 
 
 def _figure(name: str, run: Run) -> BillRow:

@@ -17,6 +17,7 @@ from efftrain.report.carbon_exports import main_run
 from efftrain.report.carbon_view import CarbonRow, carbon_legend, carbon_rows, region_rows
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import change, figure, number
+from efftrain.report.origin_view import origin_lines
 
 VERDICTS: tuple[Verdict, ...] = ("better", "worse", "equivalent", "inconclusive")
 
@@ -203,6 +204,7 @@ def _legend(study: Study, variants: Sequence[VariantView], runs: Sequence[Run]) 
         *_ratio_legend(study, variants),
         *_energy_legend(done),
         *_teacher_legend(variants),
+        *origin_lines(done),
     ]
     if any(v.summary.on_pareto_front for v in variants) and len(variants) > 1:
         lines.append("* no other variant has both less energy per token and a lower final loss.")
@@ -254,7 +256,8 @@ def _absent(runs: Sequence[Run]) -> list[str]:
 
 
 def _tokens_statement(variants: Sequence[VariantView]) -> list[str]:
-    shares = [r.tokens / r.parameters for v in variants for r in v.runs if r.status in COUNTED and r.parameters]
+    afresh = [r for v in variants for r in v.runs if r.status in COUNTED and r.parameters and not r.origin]
+    shares = [r.tokens / r.parameters for r in afresh]
     if not shares:
         return []
     least, most = number(min(shares), 2), number(max(shares), 2)

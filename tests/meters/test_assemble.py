@@ -134,6 +134,17 @@ def test_a_teacher_is_shown_apart(journal, run_lines):
     assert run.energy.total.value == pytest.approx(2912)
 
 
+def test_where_a_run_began_is_shown_apart(journal, run_lines):
+    energy = {"value": 5.0, "unit": "J", "method": "measured", "source": "its record"}
+    origin = {"path": "/c", "run_id": "r0", "steps": 7, "tokens": 3584, "training_energy": energy}
+    run = assemble(journal(run_lines, origin=origin, trainable_parameters=10))
+    assert run.origin is not None
+    assert (run.origin.run_id, run.origin.steps, run.origin.training_energy.value) == ("r0", 7, 5.0)
+    assert (run.trainable_parameters, run.parameters) == (10, 1000)
+    assert run.energy.total.value == pytest.approx(2912)
+    assert (assemble(journal(run_lines)).origin, assemble(journal(run_lines)).trainable_parameters) == (None, None)
+
+
 def test_damage_is_among_the_notes(tmp_path, run_bytes):
     path = tmp_path / "journal.jsonl"
     path.write_bytes(run_bytes[:-3])
