@@ -31,6 +31,7 @@ _PIPE_BYTES: Final = 1 << 20
 _AHEAD: Final = 2  # chunks that a worker has been given and not told yet
 _SMALL_BYTES: Final = 32 << 20
 _MOST_WORKERS: Final = 16  # each takes some 200 MB
+_DATA_ERROR: Final = 2  # exit status of a worker whose last line says what is wrong with the text or the tokenizer
 _SPAN: Final = np.dtype((np.int64, 2))
 
 
@@ -163,26 +164,32 @@ class _Worker:
 
     def _ended(self) -> DataError:
         code = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        last = lines[-1] if lines else f"exit status {code}"
+        if code == _DATA_ERROR:
+            return DataError(last)
         if code < 0:
-            how = f"was ended by signal {-code} ({signal.strsignal(-code)}); fewer of them need less memory"
-        else:
-            self._errors.seek(0)
-            words = self._errors.read().decode(errors="replace").split("\n")
-            how = f"failed: {next((line for line in reversed(words) if line.strip()), f'exit status {code}')}"
-        return DataError(f"a process that turns text into tokens {how}")
+            last = f"ended by signal {-code} ({signal.strsignal(-code)}); fewer of them need less memory"
+        return DataError(f"a process that turns text into tokens failed: {last}")
 
 
 def serve() -> None:
     """A worker: file descriptors of texts and spans, and the tokenizer's file, are its arguments."""
-    texts, table, tokenizer = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    try:
+        _serve(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    except DataError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(_DATA_ERROR)
+
+
+def _serve(texts: int, table: int, tokenizer: Path) -> None:
     encodes = encoder(tokenizer)
     answers = sys.stdout.buffer
     for line in sys.stdin.buffer:
-        first, last = map(int, line.split())
-        size = _SPAN.itemsize
-        spans = np.frombuffer(read_span(table, first * size, last * size), dtype=np.int64).reshape(-1, 2)
+        first, last = (_SPAN.itemsize * int(number) for number in line.split())
+        spans = np.frombuffer(read_span(table, first, last), dtype=np.int64).reshape(-1, 2)
         ids, counts = _encode(texts, spans, encodes)
-        answers.write(np.array([len(ids), len(counts)], dtype=np.int64).data)
-        answers.write(ids.data)
-        answers.write(counts.data)
+        for part in (np.array([len(ids), len(counts)], dtype=np.int64), ids, counts):
+            answers.write(part.data)
         answers.flush()

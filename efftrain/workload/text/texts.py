@@ -158,17 +158,17 @@ class _Gathered:
 
 
 def _selected(file: IO[bytes], gathered: _Gathered, names: Sequence[str], *, labelled: bool) -> Texts:
-    hashes, source = np.array(gathered.hashes, dtype=np.uint64), np.array(gathered.sources, dtype=np.int16)
+    hashes, source = np.frombuffer(gathered.hashes, np.uint64), np.frombuffer(gathered.sources, np.int16)
     part = np.full(len(hashes), _DUPLICATE, dtype=np.int8)
     part[np.unique(hashes, return_index=True)[1]] = 0
     kept = [int((part[source == i] == 0).sum()) for i in range(len(names))]
     for i, name in enumerate(names):
         _check_source(name, int((source == i).sum()), kept[i], labelled=labelled)
         part[source == i] = _held_out(hashes[source == i], part[source == i])
-    stop = np.array(gathered.stops, dtype=np.int64)
+    stop = np.frombuffer(gathered.stops, np.int64)
     classes, label = _classes(gathered) if labelled else ((), np.zeros(len(part), dtype=np.int32))
     texts = Texts(
-        file, stop[:-1], stop[1:], np.array(gathered.characters, dtype=np.int64), label, part, source, tuple(kept),
+        file, stop[:-1], stop[1:], np.frombuffer(gathered.characters, np.int64), label, part, source, tuple(kept),
         len(hashes) - sum(kept), classes,
     )  # fmt: skip
     for i, name in enumerate(names):
@@ -200,7 +200,7 @@ def _classes(gathered: _Gathered) -> tuple[tuple[str, ...], np.ndarray]:
     """The classes' names, sorted, and each document's index among them."""
     names = sorted(str(name) for name in gathered.names)
     index = np.array([names.index(str(name)) for name in gathered.names], dtype=np.int32)
-    return tuple(names), index[np.array(gathered.labels, dtype=np.int32)]
+    return tuple(names), index[np.frombuffer(gathered.labels, np.int32)]
 
 
 def _cut_in_two(texts: Texts, row: int, name: str) -> Texts:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from efftrain.workload.text.config import DataError
+from efftrain.workload.text.readers import one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -93,7 +94,7 @@ def load_tokenizer(path: Path) -> "Tokenizer":
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{path}: not a tokenizer.json of the tokenizers library: {error}") from None
+        raise DataError(f"{path}: not a tokenizer.json of the tokenizers library: {one_line(error)}") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # not part of the file
@@ -145,8 +146,7 @@ def encoder(path: Path) -> Encoder:
         DataError: as `load_tokenizer` and `vocabulary`.
     """
     tokenizer = load_tokenizer(path)
-    end = vocabulary(tokenizer, path).end_id
-    return WordEncoder(tokenizer) if _is_ours(path) else LibraryEncoder(tokenizer, end)
+    return WordEncoder(tokenizer) if _is_ours(path) else LibraryEncoder(tokenizer, path)
 
 
 def _is_ours(path: Path) -> bool:
@@ -166,15 +166,23 @@ class LibraryEncoder:
 
     Attributes:
         tokenizer: from `load_tokenizer`.
+        path: its file.
     """
 
-    def __init__(self, tokenizer: "Tokenizer", end_id: int) -> None:
-        self.tokenizer = tokenizer
-        self._end = end_id
+    def __init__(self, tokenizer: "Tokenizer", path: Path) -> None:
+        self.tokenizer, self.path = tokenizer, path
+        self._end = vocabulary(tokenizer, path).end_id
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """As `Encoder.encode`; no special tokens are added but the end of a text."""
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        """As `Encoder.encode`; no special tokens are added but the end of a text.
+
+        Raises:
+            DataError: the tokenizer has no token for what the text holds.
+        """
+        try:
+            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(f"{self.path}: cannot encode this text: {one_line(error)}") from None
         found = [[*encoding.ids, self._end] for encoding in encodings]
         counts = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
         return np.fromiter(chain.from_iterable(found), dtype=np.uint32, count=int(counts.sum())), counts
