@@ -23,7 +23,7 @@ from efftrain.study.costs import measure_memory, record_costs
 from efftrain.study.spending import Spending
 from efftrain.training.batch import Batches
 from efftrain.training.blocks import measure_blocks
-from efftrain.training.checkpoint import load_weights, resume, save_weights
+from efftrain.training.checkpoint import load_weights, reshape, resume, save_weights
 from efftrain.training.checkpoint_folder import find
 from efftrain.training.checkpoint_writer import CheckpointWriter
 from efftrain.training.config import RunConfig, from_dict
@@ -87,20 +87,27 @@ class _Parts:
 def _train(
     spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: JournalRecorder, stop: Callable[[], bool]
 ) -> Status:
-    if spec["bill_data"]:
+    if spec["bill_data"] and not spec.get("resume"):
         _prepare_again(spec, config, recorder)
     record_costs(config, recorder, Path(spec["costs"]) if spec["costs"] else None)
     if stop():
         return "interrupted"
+    kept = find(Path(spec["resume"])) if spec.get("resume") else None
     parts = _build(spec, config, corpus)
-    _warm_up(parts, recorder)
-    budget = Budget(Path(spec["journal"]), config.horizon, recorder.flush, note=recorder.note)
+    if kept:
+        reshape(parts.session, kept)
+    _warm_up(parts, recorder, from_step=config.prune_step + 1 if kept and kept.facts["pruned"] else 1)
+    used = spec.get("before") or {}
+    budget = Budget(
+        Path(spec["journal"]), config.horizon, recorder.flush, note=recorder.note,
+        joules_before=(used.get("energy") or {}).get("value") or 0.0, grams_before=used.get("grams") or 0.0,
+    )  # fmt: skip
     refusal = budget.first_step_refusal()
     if refusal:
         raise _RefusedError(refusal)
     horizon, first_step = Horizon(config.horizon, budget.spent), 1
-    if spec.get("resume"):  # last, because random state is part of it
-        first_step = resume(parts.session, find(Path(spec["resume"])), horizon)
+    if kept:  # last, because random state is part of it
+        first_step = resume(parts.session, kept, horizon)
     status = train(
         parts.session, parts.batches, recorder, interventions=_interventions(parts, recorder), should_stop=stop,
         horizon=horizon, checkpoints=_checkpoints(spec, config, corpus, recorder), first_step=first_step,
@@ -130,13 +137,16 @@ def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> _Parts:
         load_weights(teacher, Path(spec["teacher"]["weights"]))
         objective = distillation_objective(teacher, config.distill)
     torch.manual_seed(config.seed)
-    start = partial(load_start, info=find(Path(config.start))) if config.start else None
+    start = partial(load_start, info=find(Path(config.start))) if config.start and not spec.get("resume") else None
     session = build_session(config, objective=objective, start=start)
     return _Parts(session, teacher, corpus_batches(corpus, config, session.ranks))
 
 
-def _warm_up(parts: _Parts, recorder: Recorder) -> None:
-    """Compile if asked, which is billed; then two steps whose memory is measured, which are not. State is restored."""
+def _warm_up(parts: _Parts, recorder: Recorder, *, from_step: int) -> None:
+    """Compile if asked, which is billed; then two steps whose memory is measured, which are not. State is restored.
+
+    `from_step` is where the stage of the model begins that is measured: pruned or not.
+    """
     with preserved(parts.session):
         if parts.session.config.compile:
             with recorder.span("compile"):
@@ -144,7 +154,7 @@ def _warm_up(parts: _Parts, recorder: Recorder) -> None:
                 evaluate(parts.session, parts.batches.validation()[:1])
         with recorder.span("warmup"):
             memory = measure_memory(parts.session, parts.teacher, parts.batches)
-    memory.record(recorder, from_step=1)
+    memory.record(recorder, from_step=from_step)
 
 
 def _checkpoints(
@@ -179,6 +189,7 @@ def _header(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> dict[str
     copied = ("run_id", "study_id", "variant", "seed", "config", "peak", "carbon", "idle", "teacher", "origin")
     return {
         **{key: spec[key] for key in copied},
+        "before": spec.get("before"),
         "environment": {**environment(config.device), "corpus": facts},
         "corpus": facts,
         "parameters": (config.pruned_model or config.model).parameters,

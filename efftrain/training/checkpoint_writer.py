@@ -112,7 +112,7 @@ class CheckpointWriter:
 
     def _complete(self, written: "Future[Metadata]", step: int, facts: dict[str, Any]) -> None:
         try:
-            facts |= self._spent()
+            facts |= self._used(step)
             written.result()
             if self._rank == 0:
                 unfinished = unfinished_folder(self.folder, step)
@@ -122,6 +122,14 @@ class CheckpointWriter:
                 keep_newest(self.folder, KEPT)
         except (Exception, CheckpointException) as error:
             self._failed(step, error)
+
+    def _used(self, step: int) -> Mapping[str, Any]:
+        """What the run has used; a checkpoint is worth keeping without that, too."""
+        try:
+            return self._spent()
+        except Exception as error:
+            self._recorder.note(f"the checkpoint after step {step} does not know its energy: {reason(error)}")
+            return {}
 
     def _failed(self, step: int, error: BaseException) -> None:
         if self._rank == 0:
