@@ -120,7 +120,9 @@ class _Worker:
     def __init__(self, texts: IO[bytes], table: IO[bytes], tokenizer: Path) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `end`
         shared = (texts.fileno(), table.fileno())
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
+        code = (
+            f"import sys; sys.path[:] = {[str(entry) for entry in sys.path]!r}; from {__name__} import serve; serve()"
+        )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, shared), str(tokenizer)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, pass_fds=shared, pipesize=_PIPE_BYTES,

@@ -17,7 +17,10 @@ from efftrain.workload.text.documents import documents
 from efftrain.workload.text.encoding import Encoded, chunks, default_workers, encode_spans
 from efftrain.workload.text.recipe import Recipe
 from efftrain.workload.text.texts import Texts, collect, sample
-from efftrain.workload.text.tokenizer import Vocabulary, load_tokenizer, train_tokenizer, vocabulary
+from efftrain.workload.text.tokenizer import MASKS, Vocabulary, load_tokenizer, train_tokenizer, vocabulary
+
+_Tokenizer = tuple[bytes, Vocabulary]
+"""The content of a tokenizer.json, and what a model has to know of it."""
 
 _CHARACTERS_PER_ENTRY: Final = 2000  # of text from which one entry of the vocabulary is learnt
 
@@ -35,11 +38,12 @@ def make(folder: Path, todo: Recipe, workers: int | None) -> None:
         OSError: `folder` cannot be written, or is full.
     """
     started = time.perf_counter()
+    given = _given_tokenizer(todo)
     reading = _Reading(todo)
     texts = collect(folder, todo.names, reading, labelled=todo.text.label_column is not None)
     with texts.file:
         _check_classes(texts, todo)
-        known = _write_tokenizer(folder, texts, todo)
+        known = _write_tokenizer(folder, given or _trained_tokenizer(texts, todo))
         if workers is None:
             workers = default_workers(int(texts.stop[-1]))
         frequencies = _write_tokens(folder, texts, known, workers)
@@ -72,27 +76,30 @@ class _Reading:
             yield from documents(files, column=text.column, label_column=text.label_column)
 
 
-def _write_tokenizer(folder: Path, texts: Texts, todo: Recipe) -> Vocabulary:
-    path = folder / "tokenizer.json"
-    if todo.text.tokenizer:
-        source = Path(todo.text.tokenizer)
-        known = vocabulary(load_tokenizer(source), source)
-        _check_vocabulary(known, todo, source)
-        content = source.read_bytes()
-    else:
-        parts = sample(texts, todo.weights, _CHARACTERS_PER_ENTRY * todo.vocab_size)
-        trained = train_tokenizer(parts, todo.vocab_size, masked=todo.masked)
-        known, content = vocabulary(trained, path), trained.to_str().encode()
-    with replacing(path) as file:
-        file.write(content)
-    return known
-
-
-def _check_vocabulary(known: Vocabulary, todo: Recipe, path: Path) -> None:
+def _given_tokenizer(todo: Recipe) -> _Tokenizer | None:
+    """The tokenizer of the wish, before any text is read; None where one is to be trained."""
+    if todo.text.tokenizer is None:
+        return None
+    path = Path(todo.text.tokenizer)
+    known = vocabulary(load_tokenizer(path), path)
     if known.size > todo.vocab_size:
         raise DataError(f"{path}: {known.size} tokens, and the model's vocabulary holds {todo.vocab_size}")
     if todo.masked and known.mask_id is None:
-        raise DataError(f"{path}: no mask token; expected one of <|mask|> [MASK] <mask>")
+        raise DataError(f"{path}: no mask token; expected one of {' '.join(MASKS)}")
+    return path.read_bytes(), known
+
+
+def _trained_tokenizer(texts: Texts, todo: Recipe) -> _Tokenizer:
+    parts = sample(texts, todo.weights, _CHARACTERS_PER_ENTRY * todo.vocab_size)
+    trained = train_tokenizer(parts, todo.vocab_size, masked=todo.masked)
+    return trained.to_str().encode(), vocabulary(trained, Path("tokenizer.json"))
+
+
+def _write_tokenizer(folder: Path, tokenizer: _Tokenizer) -> Vocabulary:
+    content, known = tokenizer
+    with replacing(folder / "tokenizer.json") as file:
+        file.write(content)
+    return known
 
 
 def _check_classes(texts: Texts, todo: Recipe) -> None:

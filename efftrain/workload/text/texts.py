@@ -113,7 +113,7 @@ def sample(texts: Texts, weights: Sequence[float], characters: int) -> Iterator[
     for i, weight in enumerate(weights):
         wanted = round(characters * weight / sum(weights))
         while len(weights) > 1 and wanted > held[i]:
-            yield from _evenly(texts, i, 2 * int(texts.characters.sum()))
+            yield from map(texts.text, texts.rows(i, "train"))
             wanted -= held[i]
         yield from _evenly(texts, i, wanted)
 

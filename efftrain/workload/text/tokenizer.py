@@ -31,8 +31,10 @@ MASK: Final = "<|mask|>"
 SMALLEST_VOCABULARY: Final = 257
 """Every byte, and the end of a document; a masked corpus needs one entry more."""
 
+MASKS: Final = (MASK, "[MASK]", "<mask>")
+"""What the mask token is called, in our tokenizers and in others."""
+
 _ENDS: Final = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
-_MASKS: Final = (MASK, "[MASK]", "<mask>")
 
 # An optional space and a run of letters, where every character beyond ASCII counts as one; then digits in threes,
 # punctuation, and blanks, which leave their last one to the word that follows, as in GPT-2. Runs are bounded, so that
@@ -123,7 +125,7 @@ def vocabulary(tokenizer: "Tokenizer", path: Path) -> Vocabulary:
         DataError: no token ends a document.
     """
     ends, masks = (
-        [i for token in tokens if (i := tokenizer.token_to_id(token)) is not None] for tokens in (_ENDS, _MASKS)
+        [i for token in tokens if (i := tokenizer.token_to_id(token)) is not None] for tokens in (_ENDS, MASKS)
     )
     if not ends:
         raise DataError(f"{path}: no token ends a text; expected one of {' '.join(_ENDS)}")
