@@ -137,6 +137,8 @@ def _memory_predicted(run: Run) -> Outcome:
 
 
 def _below_unigram(run: Run) -> Outcome:
+    if run.classification is not None:
+        return "skipped", "a classifier predicts classes, and no tokens"
     entropy, loss = _corpus(run).get("unigram_entropy"), run.loss.final_validation.value
     if not isinstance(entropy, int | float) or loss is None:
         return "skipped", "the final loss or the unigram entropy of its tokens is missing"

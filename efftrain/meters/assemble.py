@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from efftrain.meters.carbon.footprint import run_carbon
+from efftrain.meters.classification import accuracy_of, classification
 from efftrain.meters.energy.consistency import consistency
 from efftrain.meters.energy.ledger import Ledger
 from efftrain.meters.memory import memory_section
@@ -54,6 +55,7 @@ def assemble(journal: Journal) -> Run:
         notes=[line["text"] for line in journal.of("note")] + journal.defects + _last_words(journal),
         teacher=_teacher(header),
         origin=_origin(header),
+        classification=classification(journal),
         trainable_parameters=header.get("trainable_parameters"),
         ranks=header.get("ranks", 1),
     )
@@ -89,7 +91,7 @@ def _energy(journal: Journal, ledger: Ledger, windows: Sequence[Window], tokens:
 
 def _loss(journal: Journal, ledger: Ledger, windows: Sequence[Window]) -> Loss:
     evaluations = journal.of("evaluation")
-    final = _final(evaluations, journal.status)
+    final = _final(evaluations, journal.status, _loss_unit(journal.header))
     return Loss(
         train=[step["loss"] for step in journal.of("step")],
         validation=[_validation(line, ledger, clip(windows, line["t"])) for line in evaluations],
@@ -106,12 +108,20 @@ def _validation(line: Line, ledger: Ledger, windows: Sequence[Window]) -> Valida
         loss=line["loss"],
         energy_j=ledger.total(windows).value,
         time_s=seconds(windows) if windows else None,
+        accuracy=accuracy_of(line),
     )
 
 
-def _final(evaluations: Sequence[Line], status: str) -> Quantity:
+def _loss_unit(header: Line) -> str:
+    """What a run's losses are in: a prediction is the next token, a masked token, or the class of a document."""
+    return {"masked": "nat/masked token", "classification": "nat/document"}.get(
+        header["config"].get("task", "causal"), "nat/token"
+    )
+
+
+def _final(evaluations: Sequence[Line], status: str, unit: str) -> Quantity:
     """The last validation loss; of a run that did not end well, the last one there is, and the source says so."""
-    unit, boundary = "nat/token", "validation split"
+    boundary = "validation split"
     if not evaluations:
         return missing(unit, source=f"no evaluation; the run ended as {status}", boundary=boundary)
     last = evaluations[-1]
@@ -126,7 +136,7 @@ def _final(evaluations: Sequence[Line], status: str) -> Quantity:
 
 
 def _perplexity(loss: Quantity) -> Quantity:
-    """Exp of a loss in nat/token, its interval carried along; the exponential keeps order, so ends map to ends."""
+    """Exp of a loss, its interval carried along; the exponential keeps order, so ends map to ends."""
     source = f"exp of: {loss.source}"
     if loss.value is None or loss.value > _LARGEST_EXPONENT:
         return missing("1", source=source if loss.value is None else f"{source}: too large", boundary=loss.boundary)

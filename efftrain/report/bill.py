@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from efftrain.record.quantities import Quantity
 from efftrain.record.schema import Run, Study
+from efftrain.report.classification import measures
 from efftrain.report.figures import FIGURES
-from efftrain.report.format import figure
+from efftrain.report.format import figure, percent
 
 ALWAYS = ("time_total", "energy_total")
 WHERE_KNOWN = (
@@ -37,7 +38,9 @@ def bill(study: Study, runs: Sequence[Run]) -> list[BillRow]:
         *(_figure(name, run) for name in ALWAYS),
         *(_row(f"of which {_words(name)}", q, figure(q)) for name, q in run.energy.components.items()),
         *_origin(run),
-        *(_figure(name, run) for name in (*known, "carbon_total")),
+        *(_figure(name, run) for name in known),
+        *_classification(run),
+        _figure("carbon_total", run),
     ]
 
 
@@ -46,6 +49,11 @@ def _origin(run: Run) -> list[BillRow]:
         return []
     cost = run.origin.training_energy
     return [_row("apart: the checkpoint before", cost, figure(cost))]
+
+
+def _classification(run: Run) -> list[BillRow]:
+    found = measures(run.classification) if run.classification else {}
+    return [_row(label, share, percent(share, interval=True)) for label, share in found.items()]
 
 
 def _figure(name: str, run: Run) -> BillRow:

@@ -33,12 +33,13 @@ def loss_against_energy(runs: Sequence[Run], names: Sequence[str]) -> Spec | Non
         return None
     import altair as alt
 
+    unit = next(r.loss.final_validation.unit for r in runs)
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=alt.OverlayMarkDef(size=16), strokeWidth=1.3, opacity=0.8)
         .encode(
             x=alt.X("energy:Q", title="energy used (J)", axis=alt.Axis(format="~s"), scale=alt.Scale(zero=False)),
-            y=alt.Y("loss:Q", title="validation loss (nat/token)", scale=alt.Scale(zero=False)),
+            y=alt.Y("loss:Q", title=f"validation loss ({unit})", scale=alt.Scale(zero=False)),
             color=_by_variant(names),
             detail="run:N",
             order="step:Q",

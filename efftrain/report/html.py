@@ -13,6 +13,7 @@ from efftrain.comparison.verdicts import METRICS
 from efftrain.record.schema import Run, Study
 from efftrain.report import charts
 from efftrain.report.bill import bill
+from efftrain.report.classification import METHOD, classification_views
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import figure, percent, span, times, times_span
 from efftrain.report.overview import Overview, overview
@@ -34,6 +35,7 @@ def html(study: Study, runs: Sequence[Run]) -> str:
     specs = _charts(view, runs)
     return environment.get_template("report.html.j2").render(
         view=view, study=study, bill=bill(study, runs), phases=phase_views(view.variants), figures=FIGURES,
+        classifications=classification_views(view.variants), classification_method=METHOD,
         metrics=METRICS, figure=figure, percent=percent, span=span, times=times, times_span=times_span, charts=specs,
         missing_parts=_missing_parts(runs),
         specs=Markup(_script_json({name: spec for name, (_, spec, _) in specs.items() if spec})),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from efftrain.record.schema import Ratio, Run, Study
 from efftrain.report.bill import bill
+from efftrain.report.classification import METHOD, classification_views
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import figure, percent, times, times_span
 from efftrain.report.overview import overview
@@ -25,6 +26,7 @@ def markdown(study: Study, runs: Sequence[Run]) -> str:
     view = overview(study, runs)
     return environment.get_template("report.md.j2").render(
         view=view, study=study, bill=bill(study, runs), phases=phase_views(view.variants), figures=FIGURES,
+        classifications=classification_views(view.variants), classification_method=METHOD,
         figure=figure, percent=percent, ratio_text=_ratio_text,
     )  # fmt: skip
 

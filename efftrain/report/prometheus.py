@@ -20,6 +20,10 @@ _ENDS = (
 """Suffix of a metric's name, the field of the figure, and what is added to the help."""
 
 
+def _classes(run: Run, name: str) -> Quantity | None:
+    return getattr(run.classification, name) if run.classification else None
+
+
 @dataclass(frozen=True, slots=True)
 class Gauge:
     """One metric.
@@ -53,7 +57,9 @@ GAUGES = (
     Gauge("tokens_per_second", "", "Tokens in a second of training steps.", lambda r: r.time.tokens_per_second),
     Gauge("peak_memory", "bytes", "Peak memory of a step.", lambda r: r.memory.peak),
     Gauge("model_flops_utilization", "ratio", "Model FLOPs over the peak rate.", lambda r: r.flops.mfu),
-    Gauge("validation_loss", "nats", "Final validation loss of a token.", lambda r: r.loss.final_validation),
+    Gauge("accuracy", "ratio", "Share of documents put into the right class.", lambda r: _classes(r, "accuracy")),
+    Gauge("macro_f1", "ratio", "F1, mean over classes.", lambda r: _classes(r, "f1")),
+    Gauge("validation_loss", "nats", "Final validation loss of a prediction.", lambda r: r.loss.final_validation),
 )
 
 

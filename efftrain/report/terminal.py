@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from efftrain.comparison.statistics import MIN_PAIRS
 from efftrain.record.schema import Ratio, Run, Study
 from efftrain.report.bill import BillRow, bill
+from efftrain.report.classification import classification_views
 from efftrain.report.figures import FIGURES
 from efftrain.report.format import figure, span, times, times_span
 from efftrain.report.overview import Flag, Overview, VariantView, overview
@@ -40,6 +41,8 @@ def render(study: Study, runs: Sequence[Run], console: "Console") -> None:
     else:
         _tables(console, view)
         _lines(console, [f"[bold]{_plain(text)}[/bold]" for text in view.findings])
+    known = classification_views(view.variants) if not rows else []  # the bill has the same figures
+    _lines(console, [f"[bold]{_plain(each.variant)}[/bold] {_plain(each.line)}" for each in known])
     _phases(console, phase_views(view.variants))
     _lines(console, [f"[dim]{_plain(text)}[/dim]" for text in view.legend])
     _lines(console, [_flag(f) for f in view.flagged("warning") if f.name not in SAID_IN_LEGEND])
@@ -139,7 +142,7 @@ COLUMNS: dict[str, Cell] = {
     "energy\nto target": _ratio("energy_to_target"),
     "token/s": lambda view: _mean("tokens_per_second")(view).removesuffix(" token/s"),
     "peak\nmemory": _mean("peak_memory"),
-    "val.\nloss": lambda view: _mean("final_validation")(view).removesuffix(" nat/token"),
+    "val.\nloss": lambda view: _mean("final_validation")(view).partition(" nat/")[0],
     "MFU": _mean("mfu"),
     "CO₂e/run": _mean("carbon_total"),
     "runs": lambda view: view.runs_ok,
