@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmarks.gpu_truth.sensors import pack
 from efftrain.hardware.probe import cpu
+from efftrain.monitor.launch import this_rank
 from efftrain.record.folder import StudyFolder
 from efftrain.record.plain import from_plain
 from efftrain.sensors.nvml import gpu_facts
@@ -169,7 +170,8 @@ def _spec(plan: Plan, run: RunPlan, folder: StudyFolder, facts: dict[str, Any]) 
 
 def _facts(plan: Plan, settings: dict[str, Any]) -> dict[str, Any]:
     """What each run's header says of this machine, measured before the first."""
-    return {**settings, "peaks": measure_peaks(plan, Said()), "idle": measure_idle_power(plan, Said())}
+    alone = this_rank({})
+    return {**settings, "peaks": measure_peaks(plan, Said(), alone), "idle": measure_idle_power(plan, Said(), alone)}
 
 
 def _here(plan: Plan, *, dry: bool) -> Plan:

@@ -6,6 +6,7 @@ from typing import Any
 from efftrain.record.folder import StudyFolder
 from efftrain.study.collect import collect
 from efftrain.study.folder import write_opening
+from efftrain.study.launch import Crew, leading
 from efftrain.study.plan import Plan
 from efftrain.study.process import Observer, make_run, measure_idle_power, measure_peaks, run_spec, run_status
 from efftrain.study.resume import resumption
@@ -21,7 +22,7 @@ class Outcome:
 
 
 def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer: Observer) -> Outcome:
-    """Make all runs of `plan` that are not complete yet.
+    """Make all runs of `plan` that are not complete yet, together with the other ranks of this launch.
 
     Args:
         plan: the runs, in order.
@@ -30,6 +31,11 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
             `phase_energy`; kept in the study's record.
         observer: told of the progress.
     """
+    with leading() as crew:
+        return _execute(plan, folder, settings, observer, crew)
+
+
+def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer: Observer, crew: Crew) -> Outcome:
     statuses = {run.run_id: "complete" for run in plan.runs if run_status(folder, run) == "complete"}
     not_made: dict[str, str] = {}
     idle: dict[str, Any] = {}
@@ -38,8 +44,9 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
     if statuses:
         collect(folder)
     try:
-        peaks = measure_peaks(plan, observer)
-        idle = measure_idle_power(plan, observer)
+        peaks = measure_peaks(plan, observer, crew.rank)
+        crew.measure_idle(plan.runs[0].config.device if plan.runs else "cpu")
+        idle = measure_idle_power(plan, observer, crew.rank)
         for index, run in enumerate(plan.runs, start=1):
             if run.run_id in statuses:
                 continue
@@ -54,7 +61,7 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
                 "peak": peaks[run.config.precision], "idle": idle,
             }  # fmt: skip
             spec = run_spec(plan, run, folder, {**facts, **resumption(run, folder, observer.message)})
-            statuses[run.run_id], detail, interrupted = make_run(run, folder, spec, observer)
+            statuses[run.run_id], detail, interrupted = make_run(run, folder, spec, observer, crew)
             observer.run_ended(run, statuses[run.run_id], detail)
             if interrupted:
                 break
@@ -62,7 +69,7 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
             _drop_weights(plan, folder, statuses)
     except KeyboardInterrupt:
         interrupted = True
-    after = measure_idle_power(plan, observer) if idle and not interrupted else {}
+    after = measure_idle_power(plan, observer, crew.rank) if idle and not interrupted else {}
     collect(folder, settings={"not_made": not_made, "idle_before": idle, "idle_after": after})
     return Outcome(statuses, not_made, interrupted)
 

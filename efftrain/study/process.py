@@ -20,9 +20,11 @@ from typing import Any, Final, Literal, Protocol
 from efftrain.meters.energy.ledger import Ledger
 from efftrain.meters.windows import billed_windows
 from efftrain.monitor.idle import measure_idle
+from efftrain.monitor.launch import Rank
 from efftrain.monitor.machine import find_sensors
 from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import JournalError, JournalTail, Line, append_line, read_journal
+from efftrain.study.launch import Crew, NoCrew, peak_of_all
 from efftrain.study.peaks import peak_rates
 from efftrain.study.plan import Plan, RunPlan
 from efftrain.training.config import Precision, RunConfig
@@ -53,15 +55,26 @@ class Observer(Protocol):
         ...
 
 
-def make_run(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Observer) -> tuple[str, str, bool]:
-    """One run in one process; its status, what its process said last if it failed, and whether Ctrl-C ended it."""
-    stopped, process = False, None
+def make_run(
+    run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: Observer, crew: Crew | None = None
+) -> tuple[str, str, bool]:
+    """One run in one process a rank; its status, what its process said last if it failed, and whether Ctrl-C ended it.
+
+    Args:
+        run: what is to be made.
+        folder: of the study.
+        spec: as `run_spec` makes it.
+        observer: told of each line of the journal.
+        crew: the other ranks.
+    """
+    stopped, process, crew = False, None, crew or NoCrew()
     if not (spec.get("resume") or spec.get("before")):
         _clear(folder.run(run.run_id))
     spec_path = folder.run(run.run_id) / "spec.json"
     spec_path.write_text(json.dumps(spec))
     tail = JournalTail(folder.journal(run.run_id))
     try:
+        crew.begin(run.run_id, spec_path)
         with folder.log(run.run_id).open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "efftrain.study.worker", str(spec_path)],
@@ -71,13 +84,15 @@ def make_run(run: RunPlan, folder: StudyFolder, spec: dict[str, Any], observer: 
             time.sleep(POLL_INTERVAL_S)
             for line in tail.read():
                 observer.line(line)
+            crew.watch(process)
     except KeyboardInterrupt:
         stopped = True
         if process is not None:  # else it was just being started: it stops by itself when this process is gone
             _stop(process)
     for line in tail.read():
         observer.line(line)
-    _close_journal(run, folder, spec, "interrupted" if stopped or process is None else process.returncode)
+    lost = crew.ended(process.returncode if process else None)
+    _close_journal(run, folder, spec, "interrupted" if stopped or process is None else process.returncode, lost)
     spec_path.unlink(missing_ok=True)
     status = run_status(folder, run)
     return status, "" if status == "complete" else _detail(folder, run), stopped
@@ -94,11 +109,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _close_journal(
-    run: RunPlan, folder: StudyFolder, spec: dict[str, Any], ended_by: int | Literal["interrupted"]
+    run: RunPlan, folder: StudyFolder, spec: dict[str, Any], ended_by: int | Literal["interrupted"], lost: str
 ) -> None:
     """Write what a dead process could not: how it ended. A process that was killed is left without an end line.
 
-    `ended_by` is the process's exit status, negative for a signal, or `interrupted` where Ctrl-C ended it.
+    `ended_by` is the process's exit status, negative for a signal, or `interrupted` where Ctrl-C ended it; `lost` says
+    why another rank was lost, which then ended this one.
     """
     path = folder.journal(run.run_id)
     if not path.exists():
@@ -107,9 +123,11 @@ def _close_journal(
         ended = bool(read_journal(path).of("end"))
     except JournalError:
         return
-    if ended or ended_by == -signal.SIGKILL:
+    if ended or (ended_by == -signal.SIGKILL and not lost):
         return
-    if ended_by == "interrupted":
+    if lost:
+        append_line(path, "end", status="failed", detail=lost)
+    elif ended_by == "interrupted":
         append_line(path, "end", status="interrupted")
     else:
         said = _last_lines(folder.log(run.run_id)) or "the process said nothing"
@@ -150,21 +168,23 @@ def _teacher(run: RunPlan, folder: StudyFolder) -> dict[str, Any] | None:
     return {"run_id": run.teacher, "weights": str(folder.weights(run.teacher)), "energy": energy}
 
 
-def measure_peaks(plan: Plan, observer: Observer) -> dict[Precision, dict[str, Any]]:
-    """The peak rate for each precision of the plan."""
+def measure_peaks(plan: Plan, observer: Observer, rank: Rank) -> dict[Precision, dict[str, Any]]:
+    """The peak rate for each precision of the plan, of the devices of all ranks together."""
     configs: dict[Precision, RunConfig] = {run.config.precision: run.config for run in plan.runs}
     if not configs:
         return {}
     any_config = next(iter(configs.values()))
     observer.message("peak rate of this device for " + ", ".join(configs))
-    return peak_rates(any_config.device, configs, any_config.threads)
+    peaks = peak_rates(any_config.device, configs, any_config.threads * rank.ranks)
+    return {precision: peak_of_all(found, any_config.device, rank) for precision, found in peaks.items()}
 
 
-def measure_idle_power(plan: Plan, observer: Observer) -> dict[str, Any]:
+def measure_idle_power(plan: Plan, observer: Observer, rank: Rank) -> dict[str, Any]:
     """Idle watts of the sensors that measure; nothing, and no wait, where energy is modelled."""
     if not plan.runs:
         return {}
-    found = find_sensors(plan.runs[0].config.device)
+    device = plan.runs[0].config.device
+    found = find_sensors(device, gpus=rank.gpus(device))
     measuring = [sensor for sensor in found.sensors if sensor.info.kind in ("energy", "power")]
     if measuring:
         observer.message(f"idle power, {IDLE_S:.0f} s")

@@ -1,5 +1,6 @@
 """One run, from its specification to its journal: what the fresh process of a run executes."""
 
+import dataclasses
 import os
 import tempfile
 import time
@@ -13,13 +14,15 @@ import torch
 
 from efftrain.compression.distillation import distillation_objective
 from efftrain.compression.pruning import prune_session
-from efftrain.monitor.machine import environment, find_sensors
+from efftrain.monitor.launch import Rank, this_rank
+from efftrain.monitor.machine import environment
 from efftrain.monitor.monitor import Monitor
 from efftrain.record.plain import from_plain
 from efftrain.record.recorder import ENDED_WELL, JournalRecorder, Recorder, Status
 from efftrain.study.batches import corpus_batches
 from efftrain.study.budget import Budget
 from efftrain.study.costs import measure_memory, record_costs
+from efftrain.study.ranks import config_of_rank, facts_of_rank, journal_of_rank, sensors_of_rank, together
 from efftrain.study.spending import Spending
 from efftrain.training.batch import Batches
 from efftrain.training.blocks import measure_blocks
@@ -32,6 +35,7 @@ from efftrain.training.horizon import Horizon
 from efftrain.training.loop import Intervention, train
 from efftrain.training.lora import count_trainable
 from efftrain.training.objectives import data_objective
+from efftrain.training.ranks import Ranks
 from efftrain.training.reuse import load_start
 from efftrain.training.session import Session, build_session, preserved, train_step
 from efftrain.workload.models.build import Model, build_model
@@ -53,21 +57,26 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
         spec: as efftrain.study.process writes it.
         stop: asked before each step, and between the parts before the first.
     """
-    config = from_dict(spec["config"])
+    rank = this_rank(started_as=os.getppid())
+    config = config_of_rank(from_dict(spec["config"]), rank)
+    spec = {**spec, "journal": str(journal_of_rank(Path(spec["journal"]), rank))}
     torch.set_num_threads(config.threads)
     if config.device == "cpu":  # compile in this process and its children, whose CPU time can be read
         os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     began = time.monotonic_ns()
     corpus = _prepare(spec, config)
     loaded = time.monotonic_ns()
-    sensors = find_sensors(config.device, node_overhead_w=spec["node_overhead_w"])
-    with Monitor(Path(spec["journal"]), sensors, _header(spec, config, corpus)) as monitor:
+    sensors = sensors_of_rank(config.device, rank, spec["node_overhead_w"])
+    with Monitor(Path(spec["journal"]), sensors, _header(spec, config, corpus, rank)) as monitor:
         recorder = monitor.recorder
         recorder.past_span("load", t=began, t_end=loaded)
         for text in spec["notes"]:
             recorder.note(text)
         try:
-            status, detail = _train(spec, config, corpus, recorder, stop), {}
+            if rank.rank == 0:
+                _count(spec, config, recorder)
+            with together(spec["run_id"], torch.device(config.device), rank) as ranks:
+                status, detail = _train(spec, config, corpus, recorder, stop=stop, ranks=ranks), {}
         except _RefusedError as refusal:
             status, detail = "refused", {"detail": str(refusal)}
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -84,16 +93,21 @@ class _Parts:
     batches: Batches
 
 
-def _train(
-    spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: JournalRecorder, stop: Callable[[], bool]
-) -> Status:
+def _count(spec: dict[str, Any], config: RunConfig, recorder: JournalRecorder) -> None:
+    """What one rank does for all of them before they meet."""
     if spec["bill_data"] and not spec.get("resume"):
         _prepare_again(spec, config, recorder)
     record_costs(config, recorder, Path(spec["costs"]) if spec["costs"] else None)
-    if stop():
+
+
+def _train(
+    spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: JournalRecorder, *, stop: Callable[[], bool],
+    ranks: Ranks,
+) -> Status:  # fmt: skip
+    if ranks.any(stop()):
         return "interrupted"
     kept = find(Path(spec["resume"])) if spec.get("resume") else None
-    parts = _build(spec, config, corpus)
+    parts = _build(spec, config, corpus, ranks)
     if kept:
         reshape(parts.session, kept)
     _warm_up(parts, recorder, from_step=config.prune_step + 1 if kept and kept.facts["pruned"] else 1)
@@ -103,14 +117,14 @@ def _train(
         joules_before=(used.get("energy") or {}).get("value") or 0.0, grams_before=used.get("grams") or 0.0,
     )  # fmt: skip
     refusal = budget.first_step_refusal()
-    if refusal:
-        raise _RefusedError(refusal)
+    if ranks.any(bool(refusal)):
+        raise _RefusedError(refusal or "the first rank refused")
     horizon, first_step = Horizon(config.horizon, budget.spent), 1
     if kept:  # last, because random state is part of it
-        first_step = resume(parts.session, kept, horizon)
+        first_step = resume(parts.session, kept, horizon, rank=ranks.rank, group=ranks.checkpoints)
     status = train(
         parts.session, parts.batches, recorder, interventions=_interventions(parts, recorder), should_stop=stop,
-        horizon=horizon, checkpoints=_checkpoints(spec, config, corpus, recorder), first_step=first_step,
+        horizon=horizon, checkpoints=_checkpoints(spec, config, corpus, recorder, ranks), first_step=first_step,
     )  # fmt: skip
     if status in ENDED_WELL and spec["weights"]:
         save_weights(parts.session, Path(spec["weights"]))
@@ -130,15 +144,19 @@ def _prepare_again(spec: dict[str, Any], config: RunConfig, recorder: Recorder) 
         _prepare(spec, config, Path(folder))
 
 
-def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> _Parts:
+def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus, ranks: Ranks) -> _Parts:
     teacher, objective = None, data_objective
     if config.distill:
         teacher = build_model(config.distill.teacher, torch.device(config.device))
         load_weights(teacher, Path(spec["teacher"]["weights"]))
         objective = distillation_objective(teacher, config.distill)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + (ranks.rank << 32))  # each rank draws its own dropout; seeds are below 2^32
     start = partial(load_start, info=find(Path(config.start))) if config.start and not spec.get("resume") else None
     session = build_session(config, objective=objective, start=start)
+    if ranks.size > 1:
+        from efftrain.training.distributed import share  # a second of imports
+
+        share(session, ranks)
     return _Parts(session, teacher, corpus_batches(corpus, config, session.ranks))
 
 
@@ -154,11 +172,13 @@ def _warm_up(parts: _Parts, recorder: Recorder, *, from_step: int) -> None:
                 evaluate(parts.session, parts.batches.validation()[:1])
         with recorder.span("warmup"):
             memory = measure_memory(parts.session, parts.teacher, parts.batches)
+    if (size := parts.session.ranks.size) > 1:
+        memory = dataclasses.replace(memory, source=f"{memory.source}; of one of {size} ranks")
     memory.record(recorder, from_step=from_step)
 
 
 def _checkpoints(
-    spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: JournalRecorder
+    spec: dict[str, Any], config: RunConfig, corpus: Corpus, recorder: JournalRecorder, ranks: Ranks
 ) -> CheckpointWriter | None:
     if config.checkpoint_every is None:
         return None
@@ -166,7 +186,7 @@ def _checkpoints(
     return CheckpointWriter(
         journal.parent / "checkpoints", config, recorder, tokenizer=corpus.tokenizer_path,
         identity={key: spec[key] for key in ("run_id", "study_id", "variant", "seed", "origin")},
-        spent=Spending(journal, recorder.flush),
+        spent=Spending(journal, recorder.flush), rank=ranks.rank, group=ranks.checkpoints,
     )  # fmt: skip
 
 
@@ -184,13 +204,14 @@ def _interventions(parts: _Parts, recorder: Recorder) -> dict[int, Intervention]
     return {config.prune_step: intervene}
 
 
-def _header(spec: dict[str, Any], config: RunConfig, corpus: Corpus) -> dict[str, Any]:
+def _header(spec: dict[str, Any], config: RunConfig, corpus: Corpus, rank: Rank) -> dict[str, Any]:
     facts = corpus.as_dict()
     copied = ("run_id", "study_id", "variant", "seed", "config", "peak", "carbon", "idle", "teacher", "origin")
     return {
         **{key: spec[key] for key in copied},
+        **facts_of_rank(rank),
         "before": spec.get("before"),
-        "environment": {**environment(config.device), "corpus": facts},
+        "environment": {**environment(config.device, gpus=rank.gpus(config.device)), "corpus": facts},
         "corpus": facts,
         "parameters": (config.pruned_model or config.model).parameters,
         "trainable_parameters": count_trainable(config),

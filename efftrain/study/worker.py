@@ -1,4 +1,6 @@
-"""The fresh process of a run: `python -m efftrain.study.worker SPEC.json`, started by efftrain.study.process.
+"""The fresh process of a run: `python -m efftrain.study.worker SPEC.json [MORE]`, started by efftrain.study.process.
+
+Ranks other than the first are started by efftrain.study.follower, with what is their own in MORE, as JSON.
 
 SIGINT asks the run to stop before its next step. It may come at any moment, so that is settled before torch is
 imported, which takes seconds.
@@ -16,13 +18,13 @@ class Stop:
     """Whether the run shall end: SIGINT came, or the process that wanted it is gone."""
 
     def __init__(self) -> None:
-        self.parent = os.getppid()
+        self.parent: int | None = os.getppid()
         self._asked = False
         signal.signal(signal.SIGINT, self._ask)
 
     def __call__(self) -> bool:
         """Asked by the run before each step."""
-        return self._asked or os.getppid() != self.parent
+        return self._asked or (self.parent is not None and os.getppid() != self.parent)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -33,6 +35,9 @@ def main() -> None:
     stop = Stop()
     spec = json.loads(Path(sys.argv[1]).read_text())
     stop.parent = spec["parent"]
+    if len(sys.argv) > 2:
+        spec |= json.loads(sys.argv[2])
+        stop.parent = None  # not a reason to agree on: the others are told that this rank is lost
 
     from efftrain.study.run import run
 

@@ -28,12 +28,13 @@ class Group:
     """The ranks of a process group; see `efftrain.training.ranks.Ranks`.
 
     Args:
-        control: the group over which the host agrees, without waiting for a device; None: the default one.
+        control: the group over which the host agrees, without waiting for a device.
+        checkpoints: another one, for threads.
     """
 
-    def __init__(self, control: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, control: dist.ProcessGroup, checkpoints: dist.ProcessGroup) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._control = control
+        self._control, self.checkpoints = control, checkpoints
 
     def any(self, asked: bool) -> bool:
         """See `Ranks.any`."""
@@ -70,9 +71,10 @@ def joined(store: Store, *, rank: int, size: int, device: torch.device, timeout_
         "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=timeout,
         device_id=device if on_gpu else None,
     )  # fmt: skip
-    control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else None
-    assert not isinstance(control, int), "every rank is in the group"
-    yield Group(control)
+    control, checkpoints = (dist.new_group(backend="gloo", timeout=timeout) for _ in range(2))
+    assert isinstance(control, dist.ProcessGroup), "every rank is in every group"
+    assert isinstance(checkpoints, dist.ProcessGroup), "every rank is in every group"
+    yield Group(control, checkpoints)
     dist.destroy_process_group()  # not after an exception: it would wait for ranks that are gone
 
 

@@ -1,6 +1,6 @@
 """What a training loop needs of the processes that train with it: to agree, and to add up."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -16,6 +16,11 @@ class Ranks(Protocol):
     @property
     def size(self) -> int:
         """How many there are."""
+        ...
+
+    @property
+    def checkpoints(self) -> Any:
+        """A process group for whoever writes checkpoints, which may happen at any moment; None where there is one."""
         ...
 
     def any(self, asked: bool) -> bool:
@@ -36,6 +41,7 @@ class Alone:
 
     rank = 0
     size = 1
+    checkpoints = None
 
     def any(self, asked: bool) -> bool:
         """See `Ranks.any`."""

@@ -1,0 +1,5 @@
+"""`python -m efftrain`, and so `torchrun -m efftrain`: the same as the command."""
+
+from efftrain.cli import main
+
+main()
