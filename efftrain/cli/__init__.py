@@ -3,6 +3,7 @@
 `efftrain --help` must answer at once, so nothing heavy is imported here.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -40,7 +41,15 @@ def _top(
 
 
 def main() -> None:
-    """Entry point: what is wrong with a command line is said in one line on standard error, with exit status 2."""
+    """Entry point: what is wrong with a command line is said in one line on standard error, with exit status 2.
+
+    Of the commands that torchrun starts, that of rank 0 does all this; the others take part in its runs.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from efftrain.study.follower import follow, is_follower
+
+        if is_follower(sys.argv[1:]):
+            sys.exit(follow(sys.argv[1:]))
     try:
         status = app(standalone_mode=False)
     except TyperException as error:

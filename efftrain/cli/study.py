@@ -38,6 +38,7 @@ def wish(
     """
     from efftrain.cli.options import one_of, parts
     from efftrain.hardware.probe import available_device
+    from efftrain.monitor.launch import this_rank
     from efftrain.study.request import Request
     from efftrain.training.config import OptimizerName, Parallel, Precision, Task
     from efftrain.workload.models.presets import Attention, Initialisation
@@ -50,7 +51,9 @@ def wish(
     }  # fmt: skip
     for name, allowed in choices.items():
         one_of(asked[name], f"--{name}", allowed)
-    asked["device"] = available_device(step.device)
+    rank = this_rank()
+    asked["device"] = available_device(step.device, ranks=rank.ranks if rank.size > 1 else None)
+    asked["ranks"], asked["parallel"] = rank.size, asked["parallel"] or ("ddp" if rank.size > 1 else None)
     asked["data"], asked["clean"] = tuple(text.data or ()), parts(text.clean, "--clean")
     return Request(preset=preset, variants=variants, seeds=seeds, first_seed=first_seed, **asked)
 
@@ -77,7 +80,7 @@ def run_new(request: "Request", settings: dict[str, Any], out: Path, *, force: b
     from efftrain.study.plan import make_plan
 
     plan = make_plan(request)
-    _check(plan)
+    _check(plan, settings)
     raise _make(plan, claim(out, force=force), settings)
 
 
@@ -93,7 +96,7 @@ def run_on(out: Path) -> None:
 
     folder = StudyFolder(out)
     plan, settings = stored_plan(folder)
-    _check(plan)
+    _check(plan, settings)
     raise _make(plan, folder, settings)
 
 
@@ -115,10 +118,13 @@ def report_folder(folder: "StudyFolder") -> None:
     console().print("\nwritten: " + ", ".join(str(path) for path in written), soft_wrap=True, highlight=False)
 
 
-def _check(plan: "Plan") -> None:
+def _check(plan: "Plan", settings: dict[str, Any]) -> None:
     from efftrain.cli.options import check_corpus
     from efftrain.cli.progress import console
+    from efftrain.monitor.launch import this_rank
+    from efftrain.study.launch import check_ranks
 
+    check_ranks(plan, settings, this_rank())
     with console().status("preparing the text"):
         check_corpus(plan)
 

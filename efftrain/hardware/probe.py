@@ -90,11 +90,15 @@ def memory_bytes(root: Path = Path("/")) -> int:
     return min([physical, *(int(text) for text in limits if text.isdecimal())])
 
 
-def available_device(requested: str) -> str:
+def available_device(requested: str, *, ranks: int | None = None) -> str:
     """The device to train on: `cpu`, `cuda` or `cuda:N`.
 
     `auto` is `cuda` where torch can use a GPU, else `cpu`. CUDA is tried in a process of its own and only where it was
     asked for or NVML finds a board, so that this process stays free of torch and of a CUDA context.
+
+    Args:
+        requested: `auto`, `cpu`, `cuda` or `cuda:N`.
+        ranks: processes on this machine that train together, each of which takes a GPU of its own; None: there is one.
 
     Raises:
         DeviceError: not a device, or not here.
@@ -104,8 +108,15 @@ def available_device(requested: str) -> str:
     if requested != "auto" and not re.fullmatch(r"cuda(:\d+)?", requested):
         raise DeviceError(f"device {requested!r}: expected auto, cpu, cuda or cuda:N")
     count = _cuda_count()
+    if requested == "auto" and not count:
+        return "cpu"
+    if ranks is not None and (ranks > count > 0 or ":" in requested):
+        raise DeviceError(
+            f"device {requested!r}: {ranks} ranks on this machine take a device each, and torch finds {count}"
+            f" CUDA device{'' if count == 1 else 's'}: use cuda and --nproc-per-node of at most {count}, or cpu"
+        )
     if requested == "auto":
-        return "cuda" if count else "cpu"
+        return "cuda"
     if not count:
         raise DeviceError(f"device {requested!r}: torch finds no CUDA device here (NVML: {_nvml_count()}); use cpu")
     if int(requested.partition(":")[2] or 0) >= count:

@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from efftrain.hardware.probe import DeviceError
 from efftrain.monitor.launch import Rank, this_rank
+from efftrain.study.plan import Plan
+from efftrain.study.request import PlanError
 
 CONNECT_S: Final = 24 * 3600.0
 """How long a rank waits for the others to meet; torchrun ends those whose launch has failed."""
@@ -184,26 +185,23 @@ def first_cause(reasons: list[str]) -> str:
     return next((reason for reason in causes if "killed" in reason), next(iter(causes), ""))
 
 
-def check_devices(device: str, rank: Rank, count: int) -> None:
-    """Whether each rank of this machine has a device.
-
-    Args:
-        device: `cpu`, `cuda` or `cuda:N`.
-        rank: this process.
-        count: CUDA devices of this machine.
+def check_ranks(plan: Plan, settings: Mapping[str, Any], rank: Rank) -> None:
+    """Whether a study can be made by this launch.
 
     Raises:
-        DeviceError: one line that says what is missing.
+        PlanError: one line that says why not.
     """
-    if rank.size == 1 or device == "cpu":
-        return
-    if ":" in device:
-        raise DeviceError(f"--device {device}: {rank.size} ranks take a device each; say --device cuda")
-    if rank.ranks > count:
-        raise DeviceError(
-            f"--nproc-per-node {rank.ranks}: more ranks than devices; torch finds {count} CUDA"
-            f" device{'' if count == 1 else 's'} here"
+    planned = {run.config.ranks for run in plan.runs} - {rank.size}
+    if planned:
+        raise PlanError(
+            f"--resume: the study was made by {min(planned)} rank{'' if min(planned) == 1 else 's'}, this launch has"
+            f" {rank.size}: the same number is needed"
         )
+    if rank.size > 1 and settings.get("phase_energy") == "blocks":
+        raise PlanError("--phase-energy blocks: repeats parts of one rank's step; use regression under torchrun")
+    horizons = [run.config.horizon for run in plan.runs]
+    if rank.nodes > 1 and any(h.max_joules is not None or h.max_gco2e is not None for h in horizons):
+        raise PlanError("--max-joules, --max-gco2e: are watched on one machine, and this launch has several")
 
 
 def peak_of_all(peak: Mapping[str, Any], device: str, rank: Rank) -> dict[str, Any]:
