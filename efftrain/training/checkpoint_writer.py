@@ -75,7 +75,7 @@ class CheckpointWriter:
         if step == self._last_step:  # it was due, and then the training was interrupted
             return
         with self._recorder.span("checkpoint"):
-            self._wait()
+            self.wait()
             self._last_step = step
             facts = {
                 **self._identity, "step": step, "tokens": step * self._config.tokens_per_step,
@@ -91,7 +91,7 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """See `Checkpoints.close`."""
-        self._wait()
+        self.wait()
         self._thread.shutdown()
         folders = step_folders(self.folder)
         if folders and self._rank == 0:
@@ -138,7 +138,8 @@ class CheckpointWriter:
         stays = f"{kept[-1].name} stays" if kept else "there is none before it"
         self._recorder.note(f"the checkpoint after step {step} could not be written: {reason(error)}; {stays}")
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until nothing is being written."""
         if self._in_flight:
             self._in_flight.result()
             self._in_flight = None
