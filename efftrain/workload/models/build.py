@@ -3,11 +3,12 @@
 import torch
 from torch import nn
 
+from efftrain.workload.models.huggingface import HuggingFaceLM, build_huggingface
 from efftrain.workload.models.initialisation import initialise
-from efftrain.workload.models.presets import AnyModel, ModelConfig
+from efftrain.workload.models.presets import AnyModel, HuggingFaceModel
 from efftrain.workload.models.transformer import Transformer
 
-Model = Transformer
+Model = Transformer | HuggingFaceLM
 """What a run trains: token ids [B, T] and lengths [B] or None -> logits."""
 
 
@@ -18,8 +19,12 @@ def build_model(config: AnyModel, device: torch.device, *, seed: int | None = No
         config: its shape.
         device: where its weights are.
         seed: of its weights; None leaves them as they come, for weights that are loaded.
+
+    Raises:
+        ValueError: a configuration that transformers cannot build.
     """
-    assert isinstance(config, ModelConfig)
+    if isinstance(config, HuggingFaceModel):
+        return build_huggingface(config, device, seed=seed)
     with device:
         model = Transformer(config)
     if seed is not None:

@@ -126,6 +126,7 @@ class HuggingFaceModel:
         causal: whether it predicts the next token; else masked ones.
         vocab_size: rows of its embedding.
         seq_len: tokens of context that are trained; at most what its positions allow.
+        num_layers: blocks.
         attention: which implementation computes attention.
         parameters: all weights.
         model_flops_per_token: FLOP for forward and backward, counted by operation under PaLM's convention.
@@ -136,6 +137,7 @@ class HuggingFaceModel:
     causal: bool
     vocab_size: int
     seq_len: int
+    num_layers: int
     attention: Attention = "sdpa"
     parameters: int = 0
     model_flops_per_token: float = 0.0
@@ -144,11 +146,6 @@ class HuggingFaceModel:
     def num_classes(self) -> None:
         """No head over classes."""
         return
-
-    @property
-    def num_layers(self) -> int:
-        """Blocks."""
-        return int(self.architecture["num_hidden_layers"])
 
 
 AnyModel = ModelConfig | HuggingFaceModel
