@@ -105,8 +105,10 @@ class Budget:
         self._look(now)
         return self._pace is not None and self._pace.exceeded(now, self._ahead_s(self._pace))
 
-    def first_step_refusal(self, steps: int = 2) -> str | None:
-        """Why the budget does not hold the first step, in one line; None where it does, or where nothing is known.
+    def first_step_refusal(self, steps: int = 1) -> str | None:
+        """Why the budget does not hold the first step and the evaluation that ends a training, in one line.
+
+        None where it does, or where nothing is known.
 
         Args:
             steps: that the last `warmup` span in the journal holds.
@@ -118,14 +120,15 @@ class Budget:
         watts = self._power(clip(warm, self._until() or 0)) if warm else None
         if self._meter is None or watts is None:
             return None
-        one, before = watts * seconds(warm) / steps, self._meter.ledger.total(self._meter.windows()).value or 0.0
+        step_s, before = seconds(warm) / steps, self._meter.ledger.total(self._meter.windows()).value or 0.0
+        one = watts * (step_s + self._evaluation_s(self._meter, step_s))
         for limit in self._limits(warm):
             if before + one > limit.joules:
                 per, unit = limit.joules_per_unit, limit.unit
-                spent = f", and {before / per:.3g} {unit} went before it" if before else ""
+                spent = f", and {before / per:.3g} {unit} went before them" if before else ""
                 return (
-                    f"{limit.option}: one step of this model takes about {one / per:.3g} {unit}{spent};"
-                    f" {max(limit.left, 0.0):.3g} {unit} are left of the budget"
+                    f"{limit.option}: one step of this model and an evaluation take about {one / per:.3g} {unit}"
+                    f"{spent}; {max(limit.left, 0.0):.3g} {unit} are left of the budget"
                 )
         return None
 

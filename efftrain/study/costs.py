@@ -19,6 +19,7 @@ from efftrain.record.recorder import Recorder
 from efftrain.training.batch import Batch, Batches, next_token_batch
 from efftrain.training.config import RunConfig
 from efftrain.training.objectives import data_objective
+from efftrain.training.precision import prepare_precision
 from efftrain.training.session import Mark, Session, build_session, train_step
 from efftrain.workload.models.build import Model, build_model
 
@@ -76,6 +77,7 @@ def _count_stage(config: RunConfig, recorder: Recorder, *, from_step: int) -> No
         teacher, objective = None, data_objective
         if config.distill:
             teacher = build_model(config.distill.teacher, torch.device(config.device))
+            prepare_precision(teacher, config.precision)
             objective = distillation_objective(teacher, config.distill)
             teacher.requires_grad_(True)  # MemTracker hooks every parameter it meets; no gradient reaches these
         eager = dataclasses.replace(config, compile=False)

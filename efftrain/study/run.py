@@ -35,6 +35,7 @@ from efftrain.training.horizon import Horizon
 from efftrain.training.loop import Intervention, train
 from efftrain.training.lora import count_trainable
 from efftrain.training.objectives import data_objective
+from efftrain.training.precision import prepare_precision
 from efftrain.training.ranks import Ranks
 from efftrain.training.reuse import load_start
 from efftrain.training.session import Session, build_session, preserved, train_step
@@ -110,7 +111,10 @@ def _train(
     parts = _build(spec, config, corpus, ranks)
     if kept:
         reshape(parts.session, kept)
-    _warm_up(parts, recorder, from_step=config.prune_step + 1 if kept and kept.facts["pruned"] else 1)
+    _warm_up(
+        parts, recorder, from_step=config.prune_step + 1 if kept and kept.facts["pruned"] else 1,
+        plain_step=any(spec["config"]["horizon"][name] for name in ("max_joules", "max_gco2e")),
+    )  # fmt: skip
     used = spec.get("before") or {}
     budget = Budget(
         Path(spec["journal"]), config.horizon, recorder.flush, note=recorder.note,
@@ -148,6 +152,7 @@ def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus, ranks: Ranks
     teacher, objective = None, data_objective
     if config.distill:
         teacher = build_model(config.distill.teacher, torch.device(config.device))
+        prepare_precision(teacher, config.precision)
         load_weights(teacher, Path(spec["teacher"]["weights"]))
         objective = distillation_objective(teacher, config.distill)
     torch.manual_seed(config.seed + (ranks.rank << 32))  # each rank draws its own dropout; seeds are below 2^32
@@ -160,10 +165,14 @@ def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus, ranks: Ranks
     return _Parts(session, teacher, corpus_batches(corpus, config, session.ranks))
 
 
-def _warm_up(parts: _Parts, recorder: Recorder, *, from_step: int) -> None:
+def _warm_up(parts: _Parts, recorder: Recorder, *, from_step: int, plain_step: bool) -> None:
     """Compile if asked, which is billed; then two steps whose memory is measured, which are not. State is restored.
 
-    `from_step` is where the stage of the model begins that is measured: pruned or not.
+    Args:
+        parts: of the run.
+        recorder: told of it.
+        from_step: where the stage of the model begins that is measured: pruned or not.
+        plain_step: make one more, without the profiler, in a span of its own: for `Budget.first_step_refusal`.
     """
     with preserved(parts.session):
         if parts.session.config.compile:
@@ -172,6 +181,9 @@ def _warm_up(parts: _Parts, recorder: Recorder, *, from_step: int) -> None:
                 evaluate(parts.session, parts.batches.validation()[:1])
         with recorder.span("warmup"):
             memory = measure_memory(parts.session, parts.teacher, parts.batches)
+        if plain_step:
+            with recorder.span("warmup"):
+                train_step(parts.session, lambda: parts.batches.train(1), lambda _: None).loss.item()
     if (size := parts.session.ranks.size) > 1:
         memory = dataclasses.replace(memory, source=f"{memory.source}; of one of {size} ranks")
     memory.record(recorder, from_step=from_step)

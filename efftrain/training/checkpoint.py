@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from efftrain.training.checkpoint_folder import CheckpointError, CheckpointInfo
 from efftrain.training.horizon import Horizon
 from efftrain.training.optimizer import build_optimizer
+from efftrain.training.precision import prepare_precision
 from efftrain.training.session import Session
 from efftrain.workload.models.build import Model, build_model
 
@@ -36,7 +37,8 @@ def reshape(session: Session, info: CheckpointInfo) -> None:
     """Give a fresh session the shape of a checkpoint that was made after pruning; its weights are yet to be loaded."""
     if info.facts["pruned"] and not is_pruned(session):
         smaller = build_model(info.model, session.device)
-        session.use_model(smaller, build_optimizer(smaller, session.config.optimizer))
+        prepare_precision(smaller, session.config.precision)
+        session.use_model(smaller, build_optimizer(smaller, session.config.optimizer, session.config.precision))
 
 
 def resume(
@@ -155,10 +157,12 @@ def reason(error: BaseException) -> str:
 
 
 def save_weights(session: Session, path: Path) -> None:
-    """Write the model's weights for a student; the file is there whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(session.model.state_dict(), temporary)
-    os.replace(temporary, path)
+    """Write the model's weights for a student; the file is there whole or not at all. Every rank calls it."""
+    whole = {name: session.ranks.whole(value) for name, value in session.model.state_dict().items()}
+    if session.ranks.rank == 0:
+        temporary = path.with_suffix(".tmp")
+        torch.save(whole, temporary)
+        os.replace(temporary, path)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -207,30 +207,37 @@ def test_a_lower_bound_is_said_once(machine_of: MachineOf):
 
 
 def test_a_budget_below_one_step_is_refused_before_it(machine_of: MachineOf):
+    """A step of 3 s at 100 W, and the four forward passes of an evaluation in 4 s."""
     machine = machine_of(constant(100.0), CONFIG)
     with machine.recorder.span("warmup"):
-        machine.work(4.0)
-    machine.journal.flush()
-    why = machine.budget(max_joules=50).first_step_refusal(steps=2)
-    assert why == "--max-joules 50: one step of this model takes about 200 J; 50 J are left of the budget"
-    assert machine.budget(max_joules=201).first_step_refusal(steps=2) is None
-    assert "\n" not in (machine.budget(max_gco2e=1e-6).first_step_refusal() or "\n")
-    assert machine.budget(max_joules=300, joules_before=200).first_step_refusal() == (
-        "--max-joules 300: one step of this model takes about 200 J; 100 J are left of the budget"
+        machine.work(9.0)
+    with machine.recorder.span("warmup"):
+        machine.work(3.0)
+    said = "one step of this model and an evaluation take about 700 J"
+    why = machine.budget(max_joules=50).first_step_refusal()
+    assert why == f"--max-joules 50: {said}; 50 J are left of the budget"
+    assert machine.budget(max_joules=701).first_step_refusal() is None
+    assert machine.budget(max_joules=400).first_step_refusal(steps=2) is None
+    assert machine.budget(max_joules=800, joules_before=200).first_step_refusal() == (
+        f"--max-joules 800: {said}; 600 J are left of the budget"
+    )
+    assert (machine.budget(max_joules=800, joules_before=900).first_step_refusal() or "").endswith(
+        "0 J are left of the budget"
     )
 
 
 def test_what_went_before_the_first_step_is_named(machine_of: MachineOf):
-    machine = machine_of(constant(100.0), CONFIG, intensity=360.0)
+    machine = machine_of(constant(100.0), {**CONFIG, "eval_batches": 3}, intensity=360.0)
     with machine.recorder.span("compile"):
         machine.work(3.0)
     with machine.recorder.span("warmup"):
-        machine.work(2.0)
+        machine.work(1.0)
     assert machine.budget(max_gco2e=0.03).first_step_refusal() == (
-        "--max-gco2e 0.03: one step of this model takes about 0.01 g, and 0.03 g went before it;"
+        "--max-gco2e 0.03: one step of this model and an evaluation take about 0.02 g, and 0.03 g went before them;"
         " 0.03 g are left of the budget"
     )
-    assert machine.budget(max_joules=401).first_step_refusal() is None
+    assert machine.budget(max_joules=501).first_step_refusal() is None
+    assert machine.budget(max_joules=499).first_step_refusal() is not None
 
 
 def test_without_limits_nothing_is_read(tmp_path: Path):
