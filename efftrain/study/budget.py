@@ -86,6 +86,7 @@ class Budget:
         self._option = "--max-joules" if config.max_joules is not None else "--max-gco2e"
         self._meter: LiveMeter | None = None
         self._settings: dict[str, Any] = {}
+        self._machines = 1
         self._durations: deque[float] = deque(maxlen=64)
         self._step, self._first_ns = 0, 0
         self._looked: int | None = None
@@ -120,7 +121,7 @@ class Budget:
         watts = self._power(clip(warm, self._until() or 0)) if warm else None
         if self._meter is None or watts is None:
             return None
-        step_s, before = seconds(warm) / steps, self._meter.ledger.total(self._meter.windows()).value or 0.0
+        step_s, before = seconds(warm) / steps, self._joules(self._meter.windows())
         one = watts * (step_s + self._evaluation_s(self._meter, step_s))
         for limit in self._limits(warm):
             if before + one > limit.joules:
@@ -163,6 +164,11 @@ class Budget:
         if line["kind"] == "header":
             self._meter, self._settings = LiveMeter(line), line["config"]
             absent = "; ".join(f"{part['component']}: {part['why']}" for part in line["absent"])
+            self._machines = line.get("hosts", 1)
+            if self._machines > 1:
+                self._say(
+                    f"{self._option}: each of the {self._machines} machines is taken to use what the first one does"
+                )
             if absent:
                 self._say(f"{self._option} counts what can be read; not read here: {absent}")
         elif self._meter is not None:
@@ -186,7 +192,7 @@ class Budget:
         late_s = max((info["period_s"] for info in infos if info["kind"] == "energy"), default=0.0)
         unread_s = seconds(windows) - seconds(known) + late_s
         return _Pace(
-            at=now, joules=(meter.ledger.total(known).value or 0.0) + watts * unread_s, watts=watts,
+            at=now, joules=self._joules(known) + watts * unread_s, watts=watts,
             limit=min(limit.joules for limit in limits), step_s=step_s,
             evaluation_s=self._evaluation_s(meter, step_s),
             checkpoint_s=seconds(checkpoints) / len(checkpoints) if checkpoints else 0.0,
@@ -210,8 +216,16 @@ class Budget:
         assert self._meter is not None
         latest = max((end for _, end in windows), default=0) - RECENT_NS
         recent = [(max(start, latest), end) for start, end in windows if end > latest]
-        length, energy = seconds(recent), self._meter.ledger.total(recent).value
-        return energy / length if energy and length >= READ_NS / 1e9 else self._meter.watts()
+        length, joules = seconds(recent), self._joules(recent)
+        if joules and length >= READ_NS / 1e9:
+            return joules / length
+        watts = self._meter.watts()
+        return None if watts is None else watts * self._machines
+
+    def _joules(self, windows: list[Window]) -> float:
+        """Energy of all machines in J, each taken to use what the first one does; 0 where nothing is known."""
+        assert self._meter is not None
+        return (self._meter.ledger.total(windows).value or 0.0) * self._machines
 
     def _limits(self, windows: list[Window]) -> list[_Limit]:
         """The budgets in J; grams by what the energy of `windows` caused."""

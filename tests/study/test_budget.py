@@ -30,11 +30,12 @@ READING_S = 0.05
 """Time between two readings, by which a tick may be seen late."""
 
 
-def header(config: dict[str, Any], intensity: float | None = None) -> dict[str, Any]:
+def header(config: dict[str, Any], intensity: float | None = None, hosts: int = 1) -> dict[str, Any]:
     return {
         "run_id": "r", "study_id": "s", "variant": "baseline", "seed": 0, "config": config, "environment": {},
         "corpus": {}, "peak": {"flops_per_s": None, "source": "none", "device": "d", "dtype": "float32"},
         "carbon": resolve(intensity=intensity), "idle": {}, "parameters": 1, "teacher": None,
+        "hosts": hosts,
     }  # fmt: skip
 
 
@@ -163,6 +164,15 @@ def test_grams_are_joules_times_the_intensity(machine_of: MachineOf):
     machine = machine_of(constant(100.0), CONFIG, intensity=360.0)
     machine.train(machine.budget(max_gco2e=0.1).spent, step_s=itertools.repeat(0.3), evaluation_s=0.4, steps=1000)
     assert 1000 - 100 * 0.7 - 2 <= machine.billed() <= 1000 + 1e-6
+
+
+def test_machines_that_cannot_be_read_from_here_are_taken_to_use_what_the_first_one_does(machine_of: MachineOf):
+    notes: list[str] = []
+    machine = machine_of(constant(100.0), CONFIG, hosts=4)
+    budget = machine.budget(max_joules=4000, note=notes.append)
+    machine.train(budget.spent, step_s=itertools.repeat(0.3), evaluation_s=0.4, steps=1000)
+    assert 1000 - 100 * 0.7 - 100 * READING_S <= machine.billed() <= 1000
+    assert notes == ["--max-joules: each of the 4 machines is taken to use what the first one does"]
 
 
 def test_the_tighter_of_two_budgets_counts(machine_of: MachineOf):
