@@ -74,7 +74,7 @@ def combine(parts: Sequence[Part], costs: Sequence[Line]) -> Run:
             "memory": _memory(runs),
             "time": _time(made),
             "checks": [_said_by(number, check) for number, part in enumerate(parts, 1) for check in part.run.checks],
-            "notes": [f"attempt {number}: {note}" for number, part in enumerate(parts, 1) for note in part.run.notes],
+            "notes": _notes(parts),
             "attempts": [_attempt(part) for part in parts],
             "classification": next((r.classification for r in reversed(runs) if r.classification), None),
         }
@@ -91,6 +91,17 @@ def _attempt(part: Part) -> Attempt:
 
 def _said_by(number: int, check: Check) -> Check:
     return check.model_copy(update={"detail": f"attempt {number}: {check.detail}"})
+
+
+def _notes(parts: Sequence[Part]) -> list[str]:
+    """Each with its attempt, but for the last words, which tell how the whole run ended."""
+    last = parts[-1].run
+    said = [(number, note) for number, part in enumerate(parts, 1) for note in part.run.notes]
+    ended = f"{last.status}: "
+    return [
+        note if number == len(parts) and note.startswith(ended) else f"attempt {number}: {note}"
+        for number, note in said
+    ]
 
 
 def _loss(parts: Sequence[Part], steps: Sequence[Line]) -> Loss:

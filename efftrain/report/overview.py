@@ -13,6 +13,7 @@ from efftrain.comparison.statistics import MIN_PAIRS, mean_of
 from efftrain.comparison.verdicts import COUNTED, METRICS, counted
 from efftrain.record.quantities import Quantity, missing
 from efftrain.record.schema import Check, Ratio, Run, Study, VariantSummary, Verdict
+from efftrain.report.attempts_view import attempt_lines
 from efftrain.report.carbon_exports import main_run
 from efftrain.report.carbon_view import CarbonRow, carbon_legend, carbon_rows, region_rows
 from efftrain.report.figures import FIGURES
@@ -204,6 +205,7 @@ def _legend(study: Study, variants: Sequence[VariantView], runs: Sequence[Run]) 
         *_ratio_legend(study, variants),
         *_energy_legend(done),
         *_teacher_legend(variants),
+        *attempt_lines(runs),
         *origin_lines(done),
     ]
     if any(v.summary.on_pareto_front for v in variants) and len(variants) > 1:

@@ -31,6 +31,9 @@ from efftrain.training.config import Precision, RunConfig
 
 POLL_INTERVAL_S: Final = 0.25
 STOP_PATIENCE_S: Final = 20.0
+SAVE_PATIENCE_S: Final = 300.0
+"""For a run that writes a checkpoint when it is stopped: 1.5 GB took 20 s on a busy machine, and disks are slower."""
+
 IDLE_S: Final = 10.0
 LAST_LINES: Final = 8
 
@@ -88,7 +91,10 @@ def make_run(
     except KeyboardInterrupt:
         stopped = True
         if process is not None:  # else it was just being started: it stops by itself when this process is gone
-            _stop(process)
+            keeps = run.config.checkpoint_every is not None
+            if keeps:
+                observer.message("stopping once a checkpoint is written; Ctrl-C again ends it at once")
+            _stop(process, SAVE_PATIENCE_S if keeps else STOP_PATIENCE_S)
     for line in tail.read():
         observer.line(line)
     lost = crew.ended(process.returncode if process else None)
@@ -98,11 +104,11 @@ def make_run(
     return status, "" if status == "complete" else _detail(folder, run), stopped
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
     """Ask a run to stop within a step; end it where it does not, or where Ctrl-C comes again."""
     process.send_signal(signal.SIGINT)
     try:
-        process.wait(STOP_PATIENCE_S)
+        process.wait(patience_s)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
         process.wait()

@@ -204,6 +204,14 @@ def test_an_attempt_that_came_to_no_step_is_listed_and_costs_nothing(made: Build
     assert [(a.first_step, a.last_step) for a in run.attempts] == [(1, 10), (0, 0)]
 
 
+def test_notes_and_checks_say_whose_they_are_and_last_words_stay_last_words(made: Build):
+    first = [*attempt(1, 10, watts=200, boot=0), {"kind": "note", "t": 9, "text": "something"}]
+    again = [*attempt(11, 12, watts=200, boot=0), {"kind": "end", "t": 1, "status": "failed", "detail": "no disk"}]
+    run = assemble_attempts([made(first), made(again)])
+    assert run.notes == ["attempt 1: something", "failed: no disk"]
+    assert {check.detail.partition(":")[0] for check in run.checks} <= {"attempt 1", "attempt 2"}
+
+
 def test_one_journal_alone_is_what_it_always_was(journal: Build, run_lines: list[Line]):
     one = journal(run_lines)
     assert assemble_attempts([one]) == assemble(one)
