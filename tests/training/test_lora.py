@@ -19,6 +19,7 @@ from efftrain.training.lora import apply_lora, count_trainable, merged_weights, 
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.session import Session, preserved, train_step
 from efftrain.workload.models.build import build_model
+from efftrain.workload.models.presets import HuggingFaceModel
 
 CPU = torch.device("cpu")
 LORA = LoraConfig(rank=3, alpha=6.0)
@@ -28,7 +29,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 def adapted(config, *, double: bool = False) -> Session:
     """A session as build_session makes it with adapters, whose B are not 0 any more where `double` asks for float64."""
     model = build_model(config.model, torch.device(config.device), seed=config.seed)
-    apply_lora(model, config.lora, config.seed)
+    if config.lora:
+        apply_lora(model, config.lora, config.seed)
     if double:
         generator = torch.Generator().manual_seed(9)
         for name, p in model.double().named_parameters():
@@ -59,6 +61,18 @@ def test_training_changes_the_adapters_alone(tiny_config, random_batches, change
     assert train(session, random_batches(config), NullRecorder()) == "complete"
     for name, value in session.model.state_dict().items():
         assert torch.equal(value, before[name]) == (".lora_" not in name), name
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recomputed_adapters_drop_the_same(tiny_config, random_batches, recompute):
+    ended = []
+    for how in ("none", recompute):
+        config = tiny_config(lora=LoraConfig(rank=3, dropout=0.5), recompute=how)
+        session = adapted(config)
+        torch.manual_seed(3)
+        train(session, random_batches(config), NullRecorder())
+        ended.append(weights(session.model))
+    assert all(torch.equal(value, ended[1][name]) for name, value in ended[0].items())
 
 
 def test_dropout_is_off_in_evaluation_and_warming_up_leaves_no_trace(tiny_config, random_batches):
@@ -135,6 +149,35 @@ def test_parameters_follow_the_closed_form(tiny_config, targets):
 def test_an_unknown_target_is_named_with_those_that_there_are(tiny_config):
     with pytest.raises(ConfigError, match=r"'c_attn'.*q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"):
         adapted(tiny_config(lora=LoraConfig(targets=("q_proj", "c_attn"))))
+
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 32,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 16, "tie_word_embeddings": True,
+}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 32, "n_positions": 16}
+
+
+@pytest.mark.parametrize(("architecture", "layers"), [(LLAMA, 2 * 7), (GPT2, 2 * 4)])
+def test_models_of_hugging_face_are_adapted_alike(tiny_config, random_batches, architecture, layers):
+    model = HuggingFaceModel(
+        path="config.json", architecture=architecture, causal=True, vocab_size=32, seq_len=8, num_layers=2
+    )
+    config = tiny_config(model=model, lora=LORA, optimizer=OptimizerConfig(learning_rate=0.1))
+    session, plain = adapted(config), build_model(config.model, CPU, seed=0)
+    plain.eval()
+    assert torch.equal(session.model.eval()(tokens(config)), plain(tokens(config)))
+    assert len(target_layers(plain, ())) == layers
+    assert counted(config)[0].flops < counted(dataclasses.replace(config, lora=None))[0].flops
+    before = weights(session.model)
+    train(session, random_batches(config), NullRecorder())
+    changed = {name for name, value in session.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if ".lora_" in name}
+    double = session.model.double().eval()
+    plain.double().load_state_dict(merged_weights(double.state_dict(), LORA, plain))
+    got, want = double(tokens(config)), plain(tokens(config))
+    assert torch.allclose(got, want, rtol=1e-12, atol=1e-12 * want.abs().max().item())
+    assert count_trainable(config) == trainable_parameters(double)
 
 
 def counted(config):

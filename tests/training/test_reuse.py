@@ -186,7 +186,9 @@ def huggingface(**changes: Any) -> HuggingFaceModel:
         "attention_dropout": 0.0,
         **changes,
     }
-    return HuggingFaceModel(path="c.json", architecture=architecture, causal=True, vocab_size=32, seq_len=8)
+    return HuggingFaceModel(
+        path="c.json", architecture=architecture, causal=True, vocab_size=32, seq_len=8, num_layers=2
+    )
 
 
 def test_models_of_hugging_face_are_compared_by_their_configuration(tiny_config: Callable[..., RunConfig]):
@@ -196,6 +198,17 @@ def test_models_of_hugging_face_are_compared_by_their_configuration(tiny_config:
         check_start(config, whatever(config, huggingface(hidden_size=128)))
     with pytest.raises(ConfigError, match=r"efftrain's own model in the checkpoint, a Hugging Face model .llama. here"):
         check_start(config, whatever(config, tiny_config().model))
+
+
+def test_a_model_of_hugging_face_begins_where_its_checkpoint_ended(tiny_config, random_batches, tmp_path: Path):
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4, "vocab_size": 32}
+    config = tiny_config(model=huggingface(**shape, tie_word_embeddings=True), lora=LORA)
+    session, info = trained(config, random_batches, tmp_path)
+    again = tiny_config(model=dataclasses.replace(start_model(info), attention="eager"), seed=7)
+    assert check_start(again, info) == []
+    want = session.model(tokens(config))
+    got = build(again, info).model(tokens(config))
+    assert torch.allclose(got, want, rtol=0, atol=100 * 2**-24 * want.abs().max().item())
 
 
 def test_adapters_are_checked_before_anything_is_loaded(tiny_config: Callable[..., RunConfig], monkeypatch):
