@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from efftrain.hardware.probe import cpu
+from efftrain.monitor.launch import this_rank
 from efftrain.monitor.machine import compute_capability
 from efftrain.study.request import PlanError, Request, at_least_one, named, positive
 from efftrain.training.checkpoint_folder import CheckpointInfo, find
@@ -128,7 +129,7 @@ def _config(
         eval_every=at_least_one(request.eval_every, max(1, steps // preset.evaluations), "--eval-every"),
         eval_batches=preset.eval_batches,
         device=request.device,
-        threads=max(1, cpu().threads // request.ranks) if request.device == "cpu" else cpu().threads,
+        threads=max(1, cpu().threads // this_rank().ranks),
         log_every=1 if request.device == "cpu" else 10,
         start=str(start.folder.resolve()) if start else None,
         lora=_lora(request),

@@ -10,10 +10,10 @@ from torch import Tensor
 from efftrain.training.batch import IGNORE, Batch, Batches
 from efftrain.training.config import RunConfig
 from efftrain.training.ranks import Alone, Ranks
+from efftrain.workload.text.batches.labelled import LabelledRows, labelled_batch, labelled_validation_batches
+from efftrain.workload.text.batches.masking import mask_tokens
+from efftrain.workload.text.batches.windows import batch, validation_batches
 from efftrain.workload.text.corpus import Corpus
-from efftrain.workload.text.labelled import LabelledRows, labelled_batch, labelled_validation_batches
-from efftrain.workload.text.masking import mask_tokens
-from efftrain.workload.text.windows import batch, validation_batches
 
 Move = Callable[[np.ndarray], Tensor]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from efftrain.workload.text.cache import PARTS, Part, cache_root, part_file, temporary_root, token_type
+from efftrain.workload.text.batches.labelled import LabelledTexts
 from efftrain.workload.text.config import DataError, TextConfig
-from efftrain.workload.text.documents import check_source
-from efftrain.workload.text.labelled import LabelledTexts
-from efftrain.workload.text.making import make
-from efftrain.workload.text.recipe import Recipe, recipe
+from efftrain.workload.text.encoding.cache import PARTS, Part, cache_root, part_file, temporary_root, token_type
+from efftrain.workload.text.encoding.making import make
+from efftrain.workload.text.encoding.recipe import Recipe, recipe
+from efftrain.workload.text.reading.documents import check_source
 
 __all__ = ["Corpus", "DataError", "SourceFacts", "check_source", "prepare"]
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from efftrain.workload.text import corpus
-from efftrain.workload.text.cache import temporary_root, token_type
 from efftrain.workload.text.config import Source, TextConfig
 from efftrain.workload.text.corpus import DataError, prepare
-from efftrain.workload.text.tokenizer import END_OF_TEXT, load_tokenizer
+from efftrain.workload.text.encoding.cache import temporary_root, token_type
+from efftrain.workload.text.encoding.tokenizer import END_OF_TEXT, load_tokenizer
 
 VOCAB = 300
 

@@ -16,8 +16,8 @@ from typing import IO, Final
 
 import numpy as np
 
-from efftrain.workload.text.cache import PARTS, Part
 from efftrain.workload.text.config import DataError, Document
+from efftrain.workload.text.encoding.cache import PARTS, Part
 
 VALIDATION_SHARE: Final = 0.05
 _MOST_CLASSES: Final = 10_000

@@ -12,8 +12,8 @@ from typing import Final
 
 import numpy as np
 
+from efftrain.workload.text.batches.order import permuted
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.order import permuted
 
 _BLOCK: Final = 1000  # places in which shares are represented where no fewer do
 _ROUNDING: Final = 1e-9  # of a place: 10 × 0.3 is a little over 3

@@ -8,8 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from efftrain.workload.text import readers
-from efftrain.workload.text.documents import DataError, Document, check_source, content_hash, documents, source_files
+from efftrain.workload.text.reading import readers
+from efftrain.workload.text.reading.documents import (
+    DataError,
+    Document,
+    check_source,
+    content_hash,
+    documents,
+    source_files,
+)
 
 TEXTS = ["one\n", "日本 \U0001f600", "", "two\ftwo", "x" * 3000] * 50
 LABELS = [0, 1, 2, -1, 7] * 50

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efftrain.workload.text.batches.order import permuted
+from efftrain.workload.text.batches.windows import batch, validation_batches
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.order import permuted
-from efftrain.workload.text.windows import batch, validation_batches
 
 COUNTING = np.arange(1001, dtype=np.uint16)  # a token says where it stands: 100 windows of 10, and one token more
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload.text import tokenizer as module
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.tokenizer import (
+from efftrain.workload.text.encoding import tokenizer as module
+from efftrain.workload.text.encoding.tokenizer import (
     END_OF_TEXT,
     MASK,
     LibraryEncoder,
@@ -84,7 +84,7 @@ def test_a_saved_tokenizer_is_the_same(tmp_path):
 
 def test_the_same_texts_give_the_same_tokenizer_in_another_process():
     code = f"""
-from efftrain.workload.text.tokenizer import train_tokenizer
+from efftrain.workload.text.encoding.tokenizer import train_tokenizer
 print(train_tokenizer({TEXTS!r}, 300).to_str(), end="")
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, encoding="utf-8")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from efftrain.workload.text.mixture import deal, spread
+from efftrain.workload.text.batches.mixture import deal, spread
 
 LabelledRows = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Token ids [B, T], tokens of each document [B], and classes [B], all int64."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload.text.masking import IGNORED, mask_tokens, predicted
+from efftrain.workload.text.batches.masking import IGNORED, mask_tokens, predicted
 
 VOCAB, MASK = 1000, 1
 ROWS = np.random.default_rng(0).integers(2, VOCAB, (64, 200))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload.text.cleaning import Cleaner, normalise_control
+from efftrain.workload.text.cleaning.cleaner import Cleaner, normalise_control
 from efftrain.workload.text.config import DataError, Document
 
 LONG = " ".join(f"word{i}" for i in range(200))

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, get_args
 
+from efftrain.workload.text.cleaning.contacts import mask_contacts
+from efftrain.workload.text.cleaning.markup import strip_markup
+from efftrain.workload.text.cleaning.near_duplicates import NearDuplicates
 from efftrain.workload.text.config import CleaningStep, DataError, Document
-from efftrain.workload.text.contacts import mask_contacts
-from efftrain.workload.text.markup import strip_markup
-from efftrain.workload.text.near_duplicates import NearDuplicates
 
 Account = dict[str, int]
 """Counts of one step: `documents` seen, of which `changed` (and kept) and `removed`; `characters` seen and

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from efftrain.workload.text.near_duplicates import THRESHOLD, DataError, NearDuplicates, shingles
+from efftrain.workload.text.cleaning.near_duplicates import THRESHOLD, DataError, NearDuplicates, shingles
 
 WORDS = [f"{a}{b}" for a in ("ka", "lo", "mi", "ru", "se", "to") for b in ("bar", "dun", "fel", "gos", "hin", "pal")]
 

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from efftrain.workload.text.batches.labelled import LabelledTexts, labelled_batch, labelled_validation_batches
+from efftrain.workload.text.batches.mixture import deal
 from efftrain.workload.text.config import DataError, Source, TextConfig
 from efftrain.workload.text.corpus import prepare
-from efftrain.workload.text.labelled import LabelledTexts, labelled_batch, labelled_validation_batches
-from efftrain.workload.text.mixture import deal
-from efftrain.workload.text.tokenizer import END_OF_TEXT, load_tokenizer
+from efftrain.workload.text.encoding.tokenizer import END_OF_TEXT, load_tokenizer
 
 DOCUMENTS = [[i + 1] * (i % 7) + [0] for i in range(40)]  # a token says which document it is in; 0 ends it
 TEXTS = LabelledTexts(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efftrain.workload.text.batches.mixture import block_size, deal, shares, spread
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.mixture import block_size, deal, shares, spread
 
 WORD = 2**64
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from efftrain.workload.text.config import TextConfig
-from efftrain.workload.text.documents import content_hash, source_files, source_name
-from efftrain.workload.text.readers import reading
+from efftrain.workload.text.reading.documents import content_hash, source_files, source_name
+from efftrain.workload.text.reading.readers import reading
 
 FORMAT: Final = 2
 """Raised when the same text would be encoded otherwise, so that older cache entries are not read."""

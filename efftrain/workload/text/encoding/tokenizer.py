@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.readers import one_line
+from efftrain.workload.text.reading.readers import one_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

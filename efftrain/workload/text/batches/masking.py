@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from efftrain.workload.text.order import hashed_words, mixed
+from efftrain.workload.text.batches.order import hashed_words, mixed
 
 IGNORED: Final = -100
 """The target of a position that is not to be predicted, torch's own `ignore_index`."""

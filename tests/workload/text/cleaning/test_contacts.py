@@ -2,7 +2,7 @@
 
 import pytest
 
-from efftrain.workload.text.contacts import mask_contacts
+from efftrain.workload.text.cleaning.contacts import mask_contacts
 
 PHONES = """
 +49 30 1234567|+49 (0)30 123456-0|+1 212 555 0123|+1-212-555-0123|+1 (212) 555-0123|+12125550123|+33 1 23 45 67 89

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from efftrain.workload.text.config import DataError, Document
-from efftrain.workload.text.readers import Columns, as_label, as_text, listed, one_line, reading
+from efftrain.workload.text.reading.readers import Columns, as_label, as_text, listed, one_line, reading
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,10 +10,10 @@ import numpy as np
 import psutil
 import pytest
 
-from efftrain.workload.text import encoding
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.encoding import chunks, default_workers, encode_spans
-from efftrain.workload.text.tokenizer import load_tokenizer, train_tokenizer
+from efftrain.workload.text.encoding import workers
+from efftrain.workload.text.encoding.tokenizer import load_tokenizer, train_tokenizer
+from efftrain.workload.text.encoding.workers import chunks, default_workers, encode_spans
 
 RANDOM = random.Random(0)
 WORDS = ["ab", "cde", "東京", "12", "f\n", ";"]
@@ -42,7 +42,7 @@ def tokenizer(tmp_path):
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(encoding, "_CHUNK_BYTES", 10_000)
+    monkeypatch.setattr(workers, "_CHUNK_BYTES", 10_000)
 
 
 def children():
@@ -50,11 +50,11 @@ def children():
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_workers_gives_the_librarys_encoding(file, spans, tokenizer, workers):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_workers_gives_the_librarys_encoding(file, spans, tokenizer, count):
     (pieces,) = chunks(spans, [len(TEXTS)])
     assert len(pieces) > 10
-    found = list(encode_spans(file, spans, tokenizer, pieces, workers))
+    found = list(encode_spans(file, spans, tokenizer, pieces, count))
     reference = load_tokenizer(tokenizer)
     expected = [[*reference.encode(text).ids, 0] for text in TEXTS]
     assert np.concatenate([ids for ids, _ in found]).tolist() == [token for ids in expected for token in ids]
@@ -110,11 +110,11 @@ def test_who_stops_listening_leaves_no_process(file, spans, tokenizer):
 
 SCRIPT = """
 import sys
-from efftrain.workload.text import encoding
+from efftrain.workload.text.encoding import workers
 from efftrain.workload.text.config import Source, TextConfig
 from efftrain.workload.text.corpus import prepare
 from pathlib import Path
-encoding._CHUNK_BYTES = 1000
+workers._CHUNK_BYTES = 1000
 print("begun", flush=True)
 made = prepare(TextConfig(sources=(Source(path=sys.argv[1]),)), 300, cache=Path(sys.argv[2]), workers=2)
 print(made.train_tokens, made.preparation["workers"])

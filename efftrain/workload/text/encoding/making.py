@@ -10,14 +10,14 @@ from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from efftrain.workload.text.cache import PARTS, Part, part_file, replacing, token_type
-from efftrain.workload.text.cleaning import Cleaner
+from efftrain.workload.text.cleaning.cleaner import Cleaner
 from efftrain.workload.text.config import DataError, Document
-from efftrain.workload.text.documents import documents
-from efftrain.workload.text.encoding import Encoded, chunks, default_workers, encode_spans
-from efftrain.workload.text.recipe import Recipe
-from efftrain.workload.text.texts import Texts, collect, sample
-from efftrain.workload.text.tokenizer import MASKS, Vocabulary, load_tokenizer, train_tokenizer, vocabulary
+from efftrain.workload.text.encoding.cache import PARTS, Part, part_file, replacing, token_type
+from efftrain.workload.text.encoding.recipe import Recipe
+from efftrain.workload.text.encoding.texts import Texts, collect, sample
+from efftrain.workload.text.encoding.tokenizer import MASKS, Vocabulary, load_tokenizer, train_tokenizer, vocabulary
+from efftrain.workload.text.encoding.workers import Encoded, chunks, default_workers, encode_spans
+from efftrain.workload.text.reading.documents import documents
 
 _Tokenizer = tuple[bytes, Vocabulary]
 """The content of a tokenizer.json, and what a model has to know of it."""

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from efftrain.workload.text.config import DataError, Document
-from efftrain.workload.text.texts import collect, sample
+from efftrain.workload.text.encoding.texts import collect, sample
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_memory_is_some_bytes_a_document():
 import resource, tempfile
 from pathlib import Path
 from efftrain.workload.text.config import Document
-from efftrain.workload.text.texts import collect
+from efftrain.workload.text.encoding.texts import collect
 collect(Path(tempfile.gettempdir()), ["few"], ((0, Document(f"document {i}")) for i in range(1000)))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 collect(Path(tempfile.gettempdir()), ["many"], ((0, Document(f"document {i}")) for i in range(1_000_000)))

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from efftrain.workload.text import readers, tables
 from efftrain.workload.text.config import DataError, Document
-from efftrain.workload.text.readers import Columns, reading
+from efftrain.workload.text.reading import readers, tables
+from efftrain.workload.text.reading.readers import Columns, reading
 
 __all__ = ["DataError", "Document", "check_source", "content_hash", "documents", "source_files", "source_name"]
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload.text.markup import strip_markup
+from efftrain.workload.text.cleaning.markup import strip_markup
 
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Rain &amp; shine</title>

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from efftrain.workload.text.documents import (
+from efftrain.workload.text.reading.documents import (
     DataError,
     Document,
     check_source,
@@ -148,5 +148,5 @@ def test_an_unreadable_file(tmp_path, monkeypatch, use):
 
 
 def test_importing_it_loads_neither_torch_nor_numpy():
-    code = "import sys, efftrain.workload.text.documents; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    code = "import sys, efftrain.workload.text.reading.documents; sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)

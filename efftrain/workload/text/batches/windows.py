@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from efftrain.workload.text.batches.mixture import deal, spread
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.mixture import deal, spread
 
 Tokens = np.ndarray | Sequence[np.ndarray]
 """[tokens] of one source, or one such array for each of several."""
@@ -26,7 +26,7 @@ def batch(
     """The sequences that `rank` reads in `step`, [batch_size, seq_len + lookahead] int64; a pure function.
 
     Tokens are cut into windows of `seq_len`, each with the tokens after it that a causal model has to predict. In which
-    order they come is told by `efftrain.workload.text.mixture.deal`.
+    order they come is told by `efftrain.workload.text.batches.mixture.deal`.
 
     Args:
         tokens: as `Corpus.train_sources`, or those of one source.

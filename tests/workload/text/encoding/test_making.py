@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from efftrain.workload.text import encoding
+from efftrain.workload.text.batches.windows import batch
 from efftrain.workload.text.config import DataError, Source, TextConfig
 from efftrain.workload.text.corpus import prepare
-from efftrain.workload.text.tokenizer import END_OF_TEXT, load_tokenizer
-from efftrain.workload.text.windows import batch
+from efftrain.workload.text.encoding import workers
+from efftrain.workload.text.encoding.tokenizer import END_OF_TEXT, load_tokenizer
 
 VOCAB = 300
 
@@ -91,7 +91,7 @@ def test_each_source_needs_a_sequence(stories, code, tmp_path):
 
 @pytest.mark.parametrize("labelled", [False, True])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, monkeypatch, labelled):
-    monkeypatch.setattr(encoding, "_CHUNK_BYTES", 2000)
+    monkeypatch.setattr(workers, "_CHUNK_BYTES", 2000)
     rng = random.Random(1)
     records = [
         {"text": " ".join(rng.choices(["one", "two", "three", "4", "\n"], k=rng.randint(1, 99))), "class": i % 3}
@@ -206,6 +206,6 @@ def test_a_full_disk_is_one_clear_line(stories, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("efftrain.workload.text.making.collect", full)
+    monkeypatch.setattr("efftrain.workload.text.encoding.making.collect", full)
     with pytest.raises(DataError, match="cannot be kept: No space left on device; XDG_CACHE_HOME names"):
         prepare(TextConfig(sources=(Source(path=str(stories)),)), VOCAB, cache=tmp_path / "cache")

@@ -20,8 +20,8 @@ from typing import IO, Final
 import numpy as np
 
 from efftrain.workload.text.config import DataError
-from efftrain.workload.text.texts import read_span
-from efftrain.workload.text.tokenizer import Encoder, encoder
+from efftrain.workload.text.encoding.texts import read_span
+from efftrain.workload.text.encoding.tokenizer import Encoder, encoder
 
 Encoded = tuple[np.ndarray, np.ndarray]
 """The ids of a chunk's texts, each with its end, [ids] uint32; and how many each text has, [texts] int64."""

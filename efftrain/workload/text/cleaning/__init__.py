@@ -1,0 +1,1 @@
+"""What can be taken out of documents, with an account of it."""
