@@ -90,6 +90,8 @@ def _count_stage(config: RunConfig, recorder: Recorder, *, from_step: int) -> No
             train_step(session, lambda: batch, mark)
 
         count_step(run_step, session.model, teacher=teacher).record(recorder, from_step)
+        if config.parallel == "fsdp":
+            return  # what is predicted holds for whole weights, and a rank has a shard of them
         held = [session.model, *([teacher] if teacher else []), session.optimizer, *tensors(batch)]
         prediction = predict_memory(run_step, held)
         if config.compile:

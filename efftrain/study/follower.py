@@ -125,7 +125,7 @@ class Follower:
 
     def _reason(self, returncode: int, log: Path) -> str:
         """Why this rank was lost, in one line; nothing where it was not."""
-        if returncode == 0:
+        if returncode == 0 or (self._asked and returncode == -signal.SIGINT):  # which may come after its end
             log.unlink(missing_ok=True)
             return ""
         if returncode < 0:

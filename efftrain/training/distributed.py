@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,11 @@ from efftrain.training.optimizer import build_optimizer
 from efftrain.training.ranks import Ranks
 from efftrain.training.session import Session
 from efftrain.workload.models.build import blocks
+
+
+_NAMES = signature(DistributedDataParallel).parameters.keys() & {"forward_sync_buffers", "broadcast_buffers"}
+_BUFFERS_STAY: dict[str, Any] = {max(_NAMES): False}
+"""Buffers hold tables that are alike on all ranks; torch 2.13 has a new name for leaving them alone."""
 
 
 class Group:
@@ -103,8 +110,8 @@ def _replicate(session: Session) -> None:
     assert isinstance(forward, nn.Module), "a session calls its model, compiled or not"
     replica = DistributedDataParallel(
         forward, device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # they hold tables that are alike on all ranks
         gradient_as_bucket_view=True,  # else each gradient is in memory twice
+        **_BUFFERS_STAY,
     )  # fmt: skip
     session.forward, session.synchronise = replica, partial(setattr, replica, "require_backward_grad_sync")
 
