@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from efftrain.study.request import Request
 
 SOME_FAILED = 1
+REFUSED = 2
+"""As for any option that cannot be kept."""
 INTERRUPTED = 130
 
 
@@ -73,7 +75,7 @@ def run_new(request: "Request", settings: dict[str, Any], out: Path, *, force: b
     """Plan a study, make it, report it; `settings` are what efftrain.study.execute wants.
 
     Raises:
-        typer.Exit: always; 0, 1 where a run failed, 130 after Ctrl-C.
+        typer.Exit: always; 0, 1 where a run failed, 2 where one was refused, 130 after Ctrl-C.
         PlanError, ConfigError, DataError: nothing was written.
     """
     from efftrain.study.folder import claim
@@ -140,7 +142,9 @@ def _make(plan: "Plan", folder: "StudyFolder", settings: dict[str, Any]) -> type
 
 
 def _status(outcome: "Outcome") -> int:
-    bad = {run: status for run, status in outcome.statuses.items() if status != "complete"}
+    from efftrain.record.recorder import ENDED_WELL
+
+    bad = {run: status for run, status in outcome.statuses.items() if status not in ENDED_WELL}
     for run, status in bad.items():
         typer.echo(f"{run}: {status}", err=True)
     for run, why in outcome.not_made.items():
@@ -148,4 +152,6 @@ def _status(outcome: "Outcome") -> int:
     if outcome.interrupted:
         typer.echo("interrupted; go on with --resume", err=True)
         return INTERRUPTED
+    if "refused" in bad.values():
+        return REFUSED
     return SOME_FAILED if bad or outcome.not_made else 0

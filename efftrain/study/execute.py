@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from efftrain.record.folder import StudyFolder
+from efftrain.record.recorder import ENDED_WELL
 from efftrain.study.collect import collect
 from efftrain.study.folder import write_opening
 from efftrain.study.launch import Crew, leading
@@ -36,7 +37,8 @@ def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer:
 
 
 def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer: Observer, crew: Crew) -> Outcome:
-    statuses = {run.run_id: "complete" for run in plan.runs if run_status(folder, run) == "complete"}
+    made = {run.run_id: run_status(folder, run) for run in plan.runs}
+    statuses = {run_id: status for run_id, status in made.items() if status in ENDED_WELL}
     not_made: dict[str, str] = {}
     idle: dict[str, Any] = {}
     interrupted = False
@@ -50,7 +52,7 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
         for index, run in enumerate(plan.runs, start=1):
             if run.run_id in statuses:
                 continue
-            if run.teacher and statuses.get(run.teacher) != "complete":
+            if run.teacher and statuses.get(run.teacher) not in ENDED_WELL:
                 ended = statuses.get(run.teacher, "not made")
                 not_made[run.run_id] = f"its teacher {run.teacher} did not complete ({ended})"
                 continue
@@ -76,7 +78,7 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
 
 def _drop_weights(plan: Plan, folder: StudyFolder, statuses: dict[str, str]) -> None:
     """Remove the weights of teachers whose last student is complete."""
-    waiting = {run.teacher for run in plan.runs if statuses.get(run.run_id) != "complete"}
+    waiting = {run.teacher for run in plan.runs if statuses.get(run.run_id) not in ENDED_WELL}
     for run in plan.runs:
-        if run.teaches and run.run_id not in waiting and statuses.get(run.run_id) == "complete":
+        if run.teaches and run.run_id not in waiting and statuses.get(run.run_id) in ENDED_WELL:
             folder.weights(run.run_id).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from efftrain.monitor.launch import Rank
 from efftrain.monitor.machine import find_sensors
 from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import JournalError, JournalTail, Line, append_line, read_journal
+from efftrain.record.recorder import ENDED_WELL
 from efftrain.study.launch import Crew, NoCrew, peak_of_all
 from efftrain.study.peaks import peak_rates
 from efftrain.study.plan import Plan, RunPlan
@@ -101,7 +102,7 @@ def make_run(
     _close_journal(run, folder, spec, "interrupted" if stopped or process is None else process.returncode, lost)
     spec_path.unlink(missing_ok=True)
     status = run_status(folder, run)
-    return status, "" if status == "complete" else _detail(folder, run), stopped
+    return status, "" if status in ENDED_WELL else _detail(folder, run), stopped
 
 
 def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:

@@ -15,6 +15,7 @@ from efftrain.meters.windows import billed_windows, seconds
 from efftrain.monitor.monitor import Monitor, header_fields
 from efftrain.record.journal import Journal, JournalWriter, read_journal
 from efftrain.record.recorder import JournalRecorder
+from efftrain.record.schema import Run, load
 from efftrain.sensors.protocol import Absent, Discovery
 from efftrain.sensors.simulated import Habits, PowerCurve, SimulatedCounter, constant, piecewise
 from efftrain.study.budget import Budget
@@ -297,6 +298,34 @@ def test_a_real_loop_stops_within_a_step_of_its_budget(tmp_path: Path):
     assert journal.status == "budget-spent"
     used = 100 * seconds(billed_windows(journal.lines))
     assert 80 - 100 * (_longest(journal) + 2 * READING_S) <= used <= 80 + 100 * _longest(journal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["--max-joules", "--max-gco2e"])
+def test_a_budget_is_kept_from_the_command_line_on(efftrain, text_folder: Path, tmp_path: Path, option: str):
+    """Energy is modelled on most machines that run tests: the run must agree with its own report all the same."""
+    budget, out = {"--max-joules": 100.0, "--max-gco2e": 0.015}[option], tmp_path / "study"
+    wish = ("train", "--device", "cpu", "--model", "nano", "--data", text_folder, "--out", out)
+    done = efftrain(*wish, "--steps", 100_000, option, budget)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = load(next(out.glob("runs/*/run.json")), Run)
+    assert run.status == "budget-spent"
+    used = run.energy.total.value if option == "--max-joules" else run.carbon.total.value
+    steps = sorted(
+        line["t_end"] - line["t"] for line in read_journal(next(out.glob("runs/*/journal.jsonl"))).of("step")
+    )
+    slowest = steps[-1] / 1e9 / run.time.total.value
+    assert budget * (1 - 0.1 - 2 * slowest) <= used <= budget * (1 + 2 * slowest)
+    assert run.loss.validation[-1].step == run.steps
+
+
+@pytest.mark.slow
+def test_a_budget_below_a_step_is_one_line_and_exit_2(efftrain, text_folder: Path, tmp_path: Path):
+    wish = ("train", "--device", "cpu", "--model", "nano", "--data", text_folder, "--out", tmp_path / "study")
+    done = efftrain(*wish, "--steps", 10, "--max-joules", 0.001)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "--max-joules 0.001: one step of this model and an evaluation take about" in done.stdout
+    assert read_journal(next((tmp_path / "study").glob("runs/*/journal.jsonl"))).of("step") == []
 
 
 def _longest(journal: Journal) -> float:
