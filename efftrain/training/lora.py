@@ -49,8 +49,8 @@ def apply_lora(model: Model, config: LoraConfig, seed: int) -> None:
         peft.inject_adapter_in_model(settings, model, adapter_name=ADAPTER)
     _draw(model, seed)
     if model.config.num_classes is not None:
-        for child in model.children():
-            child.requires_grad_(isinstance(child, nn.Linear))
+        for head in (child for child in model.children() if isinstance(child, nn.Linear)):
+            head.requires_grad_(True)
 
 
 def target_layers(model: Model, targets: tuple[str, ...]) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from efftrain.training.config import ConfigError, LoraConfig, PruneConfig, RunCo
 from efftrain.training.evaluation import evaluate
 from efftrain.training.horizon import Horizon
 from efftrain.training.loop import train
-from efftrain.training.lora import apply_lora
+from efftrain.training.lora import apply_lora, count_trainable
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.precision import prepare_precision
 from efftrain.training.reuse import load_start
@@ -104,7 +104,10 @@ def test_a_new_head_is_fresh_and_trained_and_the_body_is_the_checkpoints(tiny_co
     assert "its head over 3 classes is new" in note
     begun, there = build(config, info).model, session.model.state_dict()
     assert torch.equal(begun.classifier.weight, build_model(model, CPU, seed=5).classifier.weight)
-    assert {n for n, p in begun.named_parameters() if p.requires_grad and ".lora_" not in n} == {"classifier.weight"}
+    trained_here = {n for n, p in begun.named_parameters() if p.requires_grad}
+    assert trained_here == {"classifier.weight", *(n for n, _ in begun.named_parameters() if ".lora_" in n)}
+    pairs = 3 * 2 * ((16 + 16) + 2 * (16 + 8) + (16 + 16) + 3 * (16 + 24))  # rank 3, two blocks
+    assert count_trainable(config) == pairs + 3 * 16
     body = {n: p for n, p in begun.state_dict().items() if ".lora_" not in n and not n.startswith("classifier")}
     assert all(torch.equal(p, there[n.replace(".base_layer", "")]) for n, p in body.items())
 
