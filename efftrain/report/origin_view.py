@@ -35,4 +35,4 @@ def _joules(energy: Quantity) -> str:
 
 
 def _adapters(trained: int, whole: int) -> str:
-    return f"{trained:,} weights are trained, in adapters beside a model of {whole:,} (LoRA)."
+    return f"{trained:,} weights are trained (LoRA); the model itself has {whole:,}."

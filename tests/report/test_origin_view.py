@@ -73,7 +73,7 @@ def test_several_runs_from_one_checkpoint_are_one_sentence():
 
 def test_adapters_are_counted():
     run = begun().model_copy(update={"trainable_parameters": 38_912})
-    assert "38,912 weights are trained, in adapters beside a model of 860,000 (LoRA)." in origin_lines([run])
+    assert "38,912 weights are trained (LoRA); the model itself has 860,000." in origin_lines([run])
 
 
 def test_tokens_per_parameter_say_nothing_of_weights_that_were_trained_before():
