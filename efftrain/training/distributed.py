@@ -25,7 +25,6 @@ from efftrain.training.ranks import Ranks
 from efftrain.training.session import Session
 from efftrain.workload.models.build import blocks
 
-
 _NAMES = signature(DistributedDataParallel).parameters.keys() & {"forward_sync_buffers", "broadcast_buffers"}
 _BUFFERS_STAY: dict[str, Any] = {max(_NAMES): False}
 """Buffers hold tables that are alike on all ranks; torch 2.13 has a new name for leaving them alone."""
