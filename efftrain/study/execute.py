@@ -62,7 +62,8 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
                 "phase_energy": settings.get("phase_energy"), "bill_data": settings.get("bill_data", False),
                 "peak": peaks[run.config.precision], "idle": idle,
             }  # fmt: skip
-            spec = run_spec(plan, run, folder, {**facts, **resumption(run, folder, observer.message)})
+            before = resumption(run, folder, observer.message)
+            spec = {**run_spec(plan, run, folder, facts), **before}
             statuses[run.run_id], detail, interrupted = make_run(run, folder, spec, observer, crew)
             observer.run_ended(run, statuses[run.run_id], detail)
             if interrupted:

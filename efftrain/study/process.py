@@ -23,7 +23,8 @@ from efftrain.monitor.idle import measure_idle
 from efftrain.monitor.launch import Rank
 from efftrain.monitor.machine import find_sensors
 from efftrain.record.folder import StudyFolder
-from efftrain.record.journal import JournalError, JournalTail, Line, append_line, read_journal
+from efftrain.record.journal import Journal, JournalError, JournalTail, Line, append_line, read_journal
+from efftrain.record.quantities import Quantity, correlated
 from efftrain.record.recorder import ENDED_WELL
 from efftrain.study.launch import Crew, NoCrew, peak_of_all
 from efftrain.study.peaks import peak_rates
@@ -167,12 +168,20 @@ def run_spec(plan: Plan, run: RunPlan, folder: StudyFolder, facts: dict[str, Any
 def _teacher(run: RunPlan, folder: StudyFolder) -> dict[str, Any] | None:
     if run.teacher is None:
         return None
-    journal = read_journal(folder.journal(run.teacher))
+    attempts = [read_journal(path) for path in (*folder.attempts(run.teacher), folder.journal(run.teacher))]
+    energies = [_energy(journal) for journal in attempts if journal.of("step")]
+    whole = energies[0] if len(energies) == 1 else correlated(energies, boundary=energies[-1].boundary)
+    return {
+        "run_id": run.teacher, "weights": str(folder.weights(run.teacher)), "energy": dataclasses.asdict(whole)
+    }  # fmt: skip
+
+
+def _energy(journal: Journal) -> Quantity:
+    """What one attempt of a run used."""
     ledger = Ledger(journal.header)
     for line in journal.lines:
         ledger.feed(line)
-    energy = dataclasses.asdict(ledger.total(billed_windows(journal.lines)))
-    return {"run_id": run.teacher, "weights": str(folder.weights(run.teacher)), "energy": energy}
+    return ledger.total(billed_windows(journal.lines))
 
 
 def measure_peaks(plan: Plan, observer: Observer, rank: Rank) -> dict[Precision, dict[str, Any]]:

@@ -7,6 +7,7 @@ training of its own, on whose bill nothing stands that was lost before.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from efftrain.meters.attempts import assemble_attempts
@@ -29,7 +30,8 @@ def resumption(run: RunPlan, folder: StudyFolder, say: Callable[[str], None]) ->
 
     Returns:
         `resume`: the checkpoint's folder, or None; `before`: what earlier attempts used, for the journal's header, or
-        None where nothing is to be kept of them.
+        None where nothing is to be kept of them; `costs`: a journal in which the model's FLOPs are counted, if there
+        is one.
     """
     if run.config.checkpoint_every is None:
         return FRESH
@@ -42,6 +44,7 @@ def resumption(run: RunPlan, folder: StudyFolder, say: Callable[[str], None]) ->
     return {
         "resume": str(info.folder) if info else None,
         "before": _used(journals) if journals else _as_the_checkpoint_knew(info),
+        **({"costs": str(folder.attempts(run.run_id)[-1])} if journals else {}),
     }
 
 
@@ -81,7 +84,7 @@ def _readable(folder: StudyFolder, run_id: str) -> list[Journal]:
     return [journal for path in folder.attempts(run_id) if (journal := _read(path))]
 
 
-def _read(path: Any) -> Journal | None:
+def _read(path: Path) -> Journal | None:
     try:
         return read_journal(path)
     except JournalError:

@@ -92,6 +92,7 @@ def test_the_journals_of_an_attempt_are_kept_and_counted(study: StudyFolder):
     assert found["before"] == {
         "attempts": 1, "step": 7, "tokens": 7 * 512, "energy": None, "grams": None, "seconds": 3.5,
     }  # fmt: skip
+    assert found["costs"] == str(study.attempts(RUN)[0])
     assert said == [f"{RUN} goes on after step 5"]
     assert not study.journal(RUN).exists()
     assert [path.name for path in study.attempts(RUN)] == ["1.jsonl"]
