@@ -12,12 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from efftrain.meters.live import LiveMeter
 from efftrain.meters.windows import Window, clip, seconds
 from efftrain.record.journal import Clock, JournalTail, Line
 from efftrain.training.config import HorizonConfig
+
+if TYPE_CHECKING:
+    from efftrain.meters.live import LiveMeter
 
 READ_NS: Final = 250_000_000
 """Time between two looks into the journal while the budget is far."""
@@ -88,6 +90,8 @@ class Budget:
         self._settings: dict[str, Any] = {}
         self._machines = 1
         self._durations: deque[float] = deque(maxlen=64)
+        self._late: dict[str, int] = {}
+        """ns by which a counter's last update may have been seen late: its joules are of less time than it seems."""
         self._step, self._first_ns = 0, 0
         self._looked: int | None = None
         self._pace: _Pace | None = None
@@ -103,8 +107,8 @@ class Budget:
         now = self._clock()
         if not self.watching or not (self._looked is None or now - self._looked >= READ_NS or self._is_near(now)):
             return False
-        self._look(now)
-        return self._pace is not None and self._pace.exceeded(now, self._ahead_s(self._pace))
+        self._look()
+        return self._pace is not None and self._pace.exceeded(self._clock(), self._ahead_s(self._pace))
 
     def first_step_refusal(self, steps: int = 1) -> str | None:
         """Why the budget does not hold the first step and the evaluation that ends a training, in one line.
@@ -116,7 +120,7 @@ class Budget:
         """
         if not self.watching:
             return None
-        self._look(self._clock())
+        self._look()
         warm = self._meter.spans("warmup")[-1:] if self._meter else []
         watts = self._power(clip(warm, self._until() or 0)) if warm else None
         if self._meter is None or watts is None:
@@ -150,18 +154,20 @@ class Budget:
         """Seconds of the steps until the loop asks again."""
         return self._settings.get("log_every", 1) * pace.step_s
 
-    def _look(self, now: int) -> None:
+    def _look(self) -> None:
         """Read what is new, and take stock."""
-        self._looked = now
         self._flush()
         for line in self._tail.read():
             self._take(line)
+        self._looked = now = self._clock()
         if self._meter is not None:
             self._pace = self._take_stock(self._meter, now)
             self._say_if_silent(self._meter, now)
 
     def _take(self, line: Line) -> None:
         if line["kind"] == "header":
+            from efftrain.meters.live import LiveMeter  # needs pydantic, without which runs can be made
+
             self._meter, self._settings = LiveMeter(line), line["config"]
             absent = "; ".join(f"{part['component']}: {part['why']}" for part in line["absent"])
             self._machines = line.get("hosts", 1)
@@ -173,11 +179,13 @@ class Budget:
                 self._say(f"{self._option} counts what can be read; not read here: {absent}")
         elif self._meter is not None:
             self._meter.feed(line)
+            if line["kind"] == "tick" and "since" in line:
+                self._late[line["sensor"]] = line["t"] - line["since"]
             if line["kind"] == "step":
                 self._step, self._first_ns = line["step"], self._first_ns or line["t"]
                 self._durations.append((line["t_end"] - line["t"]) / 1e9)
 
-    def _take_stock(self, meter: LiveMeter, now: int) -> _Pace | None:
+    def _take_stock(self, meter: "LiveMeter", now: int) -> _Pace | None:
         until = self._until()
         if not self._durations or until is None:
             return None
@@ -187,10 +195,7 @@ class Budget:
         if watts is None or not limits:
             return None
         step_s, checkpoints = fmean(self._durations), meter.spans("checkpoint")
-        # A counter's tick is seen up to a reading late, so that the last one tells of less time than it is taken for.
-        infos = [each.info for each in meter.ledger.series.values()]
-        late_s = max((info["period_s"] for info in infos if info["kind"] == "energy"), default=0.0)
-        unread_s = seconds(windows) - seconds(known) + late_s
+        unread_s = seconds(windows) - seconds(known) + max(self._late.values(), default=0) / 1e9
         return _Pace(
             at=now, joules=self._joules(known) + watts * unread_s, watts=watts,
             limit=min(limit.joules for limit in limits), step_s=step_s,
@@ -198,7 +203,7 @@ class Budget:
             checkpoint_s=seconds(checkpoints) / len(checkpoints) if checkpoints else 0.0,
         )  # fmt: skip
 
-    def _evaluation_s(self, meter: LiveMeter, step_s: float) -> float:
+    def _evaluation_s(self, meter: "LiveMeter", step_s: float) -> float:
         """Seconds of an evaluation: the mean so far, or what the forward passes of a step say before the first one."""
         done = meter.spans("evaluate")
         if done:
@@ -242,7 +247,7 @@ class Budget:
                 found.append(_Limit(f"--max-gco2e {grams:g}", "g", left, energy.value / caused))
         return found
 
-    def _say_if_silent(self, meter: LiveMeter, now: int) -> None:
+    def _say_if_silent(self, meter: "LiveMeter", now: int) -> None:
         silent = self._pace is None and bool(self._first_ns) and now - self._first_ns > PATIENCE_NS
         if not meter.ledger.series or silent:
             why = "the sensors tell nothing" if meter.ledger.series else "this machine has no energy sensor"
