@@ -6,11 +6,14 @@ Those of different machines add in quadrature.
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from efftrain.meters.attempts_means import common_sum, weighted
-from efftrain.record.quantities import Quantity, missing, scaled, total
+from efftrain.record.quantities import Quantity, exact, missing, scaled, total
 from efftrain.record.schema import Energy, EnergyRow, Run
+
+UNATTRIBUTED: Final = "unattributed"
+"""Phase of the joules of attempts whose phases could not be told apart."""
 
 
 def add_energy(runs: Sequence[Run], tokens: int) -> Energy:
@@ -31,9 +34,9 @@ def add_energy(runs: Sequence[Run], tokens: int) -> Energy:
         idle=_add(runs, [run.energy.idle for run in runs]),
         above_idle=_add(runs, [run.energy.above_idle for run in runs]),
         per_token=scaled(whole, 1 / tokens, "J/token") if tokens else missing("J/token", source="no token was trained"),
-        phases=_by_name(runs, lambda energy: energy.phases),
+        phases=_phases(runs),
         phase_power=_power(runs),
-        closure=weighted([run.energy.closure for run in runs], joules),
+        closure=_closure(runs, joules),
         attribution="; ".join(dict.fromkeys(run.energy.attribution for run in runs if run.energy.attribution)),
         modules=_rows(runs, lambda energy: energy.modules),
         ops=_rows(runs, lambda energy: energy.ops),
@@ -75,10 +78,40 @@ def _machine(run: Run) -> str:
     return repr((known.get("host"), known.get("cpu"), [board.get("uuid") for board in known.get("devices") or []]))
 
 
+def _attributed(run: Run) -> bool:
+    """Whether an attempt could tell its phases apart; a short one often cannot."""
+    return any(joules.present for joules in run.energy.phases.values())
+
+
+def _phases(runs: Sequence[Run]) -> dict[str, Quantity]:
+    """Joules by phase; those of attempts that could not tell stand apart, so that nothing of the total is lost."""
+    known = [run for run in runs if _attributed(run)]
+    if not known:
+        return dict(runs[-1].energy.phases)
+    phases = {name: q for name, q in _by_name(known, lambda energy: energy.phases).items() if q.present}
+    rest = [run for run in runs if not _attributed(run) and run.energy.total.present and run.time.total.value]
+    if rest:
+        phases[UNATTRIBUTED] = _add(rest, [run.energy.total for run in rest])
+    return phases
+
+
+def _closure(runs: Sequence[Run], joules: Sequence[float]) -> Quantity:
+    """The parts' sum over the total; an attempt that was not divided is one part."""
+    if not any(map(_attributed, runs)):
+        return runs[-1].energy.closure
+    whole = exact(1.0, "1", source="not divided into phases")
+    return weighted([run.energy.closure if _attributed(run) else whole for run in runs], joules)
+
+
 def _power(runs: Sequence[Run]) -> dict[str, Quantity]:
     """Watts of each phase: a mean, weighted by the seconds that its joules and watts tell of."""
     names = dict.fromkeys(chain.from_iterable(run.energy.phase_power for run in runs))
-    return {name: weighted(*_watts_and_seconds(runs, name)) for name in names}
+    watts = {name: weighted(*_watts_and_seconds(runs, name)) for name in names}
+    rest = [run for run in runs if not _attributed(run) and run.energy.total.present and run.time.total.value]
+    if watts and rest:
+        length = sum(run.time.total.value or 0.0 for run in rest)
+        watts[UNATTRIBUTED] = scaled(_add(rest, [run.energy.total for run in rest]), 1 / length, "W")
+    return watts
 
 
 def _watts_and_seconds(runs: Sequence[Run], name: str) -> tuple[list[Quantity], list[float]]:

@@ -18,9 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
     get_state_dict,
-    set_model_state_dict,
     set_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -30,7 +28,7 @@ from efftrain.training.horizon import Horizon
 from efftrain.training.optimizer import build_optimizer
 from efftrain.training.precision import prepare_precision
 from efftrain.training.session import Session
-from efftrain.workload.models.build import Model, build_model
+from efftrain.workload.models.build import build_model
 
 
 def reshape(session: Session, info: CheckpointInfo) -> None:
@@ -70,17 +68,6 @@ def resume(
     horizon.best, horizon.waited = info.facts["horizon"]["best"], info.facts["horizon"]["waited"]
     _set_random_state(state["random"][str(rank)], session.device)
     return info.step + 1
-
-
-def load_model_weights(model: Model, info: CheckpointInfo, *, group: dist.ProcessGroup | None = None) -> None:
-    """Fill `model` from a checkpoint, whatever its training was: for fine-tuning.
-
-    Raises:
-        CheckpointError: the checkpoint is of another model, or cannot be read.
-    """
-    weights = get_model_state_dict(model)
-    _load({"model": weights}, info, group)
-    set_model_state_dict(model, weights)
 
 
 def full_state(session: Session, rank: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A training that was cut twice, on a simulated counter whose joules are known: the bill is all that was used."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efftrain.meters.assemble import assemble
-from efftrain.meters.attempts import assemble_attempts
+from efftrain.meters.attempts import Part, assemble_attempts, combine
 from efftrain.record.journal import Journal
 from efftrain.record.quantities import COVERAGE_FACTOR, correlated, estimate, missing, total
 from efftrain.record.schema import Run, dumps, load
@@ -202,6 +203,39 @@ def test_an_attempt_that_came_to_no_step_is_listed_and_costs_nothing(made: Build
     assert run.energy.total.value == pytest.approx(joules(1, 10, 200))
     assert not run.energy.total.lower_bound
     assert [(a.first_step, a.last_step) for a in run.attempts] == [(1, 10), (0, 0)]
+
+
+def divided(run: Run, **joules: float) -> Run:
+    """The run with such phases; none where they could not be told apart."""
+    known = {name: estimate(j, "J", method="measured", source="s", u_random=j / 10) for name, j in joules.items()}
+    phases = known or {"forward": missing("J", source="too short"), "backward": missing("J", source="too short")}
+    power = {name: estimate(j / 2, "W", method="measured", source="s") for name, j in joules.items()}
+    closure = estimate(0.99, "1", method="measured", source="s") if joules else missing("1", source="too short")
+    return run.model_copy(
+        update={"energy": run.energy.model_copy(update={"phases": phases, "phase_power": power, "closure": closure})}
+    )
+
+
+def test_joules_of_an_attempt_whose_phases_nobody_knows_stand_apart(made: Build):
+    journals = [made(attempt(1, 10, watts=200, boot=0)), made(attempt(11, 20, watts=100, boot=0, status="complete"))]
+    whole, short = (assemble(one) for one in journals)
+    parts = [
+        Part(run, journal.header, journal.of("step"))
+        for run, journal in zip((divided(whole, forward=400, backward=986), divided(short)), journals, strict=True)
+    ]
+    energy = combine(parts, []).energy
+    assert {name: q.value for name, q in energy.phases.items()} == {
+        "forward": 400, "backward": 986, "unattributed": pytest.approx(joules(11, 20, 100)),
+    }  # fmt: skip
+    assert energy.phase_power.keys() == energy.phases.keys()
+    assert energy.phase_power["unattributed"].value == pytest.approx(100)
+    assert energy.phase_power["forward"].value == pytest.approx(200)
+    both_joules = joules(1, 10, 200), joules(11, 20, 100)
+    assert energy.closure.value == pytest.approx((0.99 * both_joules[0] + both_joules[1]) / sum(both_joules))
+    both = combine([parts[0], dataclasses.replace(parts[1], run=divided(short, forward=100, backward=600))], []).energy
+    assert {name: q.value for name, q in both.phases.items()} == {"forward": 500, "backward": 1586}
+    neither = combine([dataclasses.replace(part, run=divided(part.run)) for part in parts], []).energy
+    assert {q.value for q in neither.phases.values()} == {None}
 
 
 def test_notes_and_checks_say_whose_they_are_and_last_words_stay_last_words(made: Build):

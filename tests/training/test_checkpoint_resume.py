@@ -14,12 +14,13 @@ import torch
 
 from efftrain.compression.pruning import prune_session
 from efftrain.record.recorder import NullRecorder
-from efftrain.training.checkpoint import load_model_weights, reshape, resume
+from efftrain.training.checkpoint import reshape, resume
 from efftrain.training.checkpoint_folder import CheckpointError, CheckpointInfo, find
 from efftrain.training.checkpoint_writer import CheckpointWriter
 from efftrain.training.config import HorizonConfig, OptimizerConfig, PruneConfig, RunConfig
 from efftrain.training.horizon import Horizon
 from efftrain.training.loop import train
+from efftrain.training.reuse import load_start
 from efftrain.training.session import Session, build_session, preserved, train_step
 from efftrain.workload.models.build import build_model
 from tests.training.conftest import TINY, RandomBatches
@@ -128,7 +129,7 @@ def test_resumed_is_uninterrupted_where_it_is_compiled(tiny_config: Callable[...
     whole, uninterrupted = trained(config, tmp_path)
     info = find(tmp_path / "step-00000003")
     eager = build_model(config.model, torch.device("cpu"))
-    load_model_weights(eager, info)  # its names are those of the model that was not compiled
+    load_start(eager, info)  # its names are those of the model that was not compiled
     again, resumed = trained(config, None, info=info)
     assert same_state(again, whole)
     assert resumed.losses == {step: uninterrupted.losses[step] for step in (4, 5, 6)}
@@ -192,22 +193,14 @@ def test_an_interrupted_training_keeps_where_it_stopped(tiny_config: Callable[..
     assert find(tmp_path).step == 3
 
 
-def test_weights_alone_serve_another_training(tiny_config: Callable[..., RunConfig], tmp_path: Path):
-    session, _ = trained(tiny_config(checkpoint_every=6), tmp_path)
-    model = build_model(TINY, torch.device("cpu"), seed=9)
-    load_model_weights(model, find(tmp_path))
-    for a, b in zip(model.parameters(), session.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
 @pytest.mark.parametrize("change", [{"num_layers": 3}, {"num_layers": 1}, {"d_ff": 32}])
 def test_another_architecture_is_one_line_and_changes_nothing(
     tiny_config: Callable[..., RunConfig], tmp_path: Path, change: dict[str, int]
 ):
     trained(tiny_config(checkpoint_every=6), tmp_path)
-    model = build_model(dataclasses.replace(TINY, **change), torch.device("cpu"), seed=9)
-    before = [p.clone() for p in model.parameters()]
+    session = build_session(tiny_config(model=dataclasses.replace(TINY, **change)))
+    before = [p.clone() for p in session.model.parameters()]
     with pytest.raises(CheckpointError, match="is of another model") as caught:
-        load_model_weights(model, find(tmp_path))
+        resume(session, find(tmp_path), Horizon(session.config.horizon))
     assert "\n" not in str(caught.value)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(session.model.parameters(), before, strict=True))
