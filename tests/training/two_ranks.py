@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch._C._distributed_c10d import FileStore, PrefixStore
+from torch.distributed.tensor import DTensor
 
 from efftrain.record.recorder import NullRecorder
 from efftrain.training.batch import IGNORE, Batch
-from efftrain.training.config import OptimizerConfig, RunConfig
-from efftrain.training.distributed import joined, share, whole_state
+from efftrain.training.config import LoraConfig, OptimizerConfig, Parallel, RunConfig
+from efftrain.training.distributed import Group, joined, share, whole_state
 from efftrain.training.evaluation import Evaluation, evaluate
 from efftrain.training.loop import train
 from efftrain.training.session import build_session, preserved, train_step
@@ -35,10 +36,13 @@ EXACT: dict[str, RunConfig] = {
 }
 """Trained in float64."""
 ROUNDED: dict[str, RunConfig] = {
-    name: RunConfig(model=TINY, steps=4, batch_size=4, **changes)
+    name: RunConfig(**{"model": TINY, "steps": 4, "batch_size": 4, **changes})  # pyright: ignore[reportArgumentType]
     for name, changes in {
         "efftrain": {"optimizer": OptimizerConfig(name="efftrain", max_grad_norm=0.3)},
         "bf16": {"precision": "bf16"},
+        "fp16": {"precision": "fp16"},
+        "lora": {"lora": LoraConfig(rank=2)},
+        "tied": {"model": dataclasses.replace(TINY, tied_embeddings=True), "recompute": "selective"},
         "pure-bf16": {"precision": "pure-bf16", "grad_accumulation": 2},
     }.items()
 }
@@ -106,6 +110,28 @@ def trained(config: RunConfig, *, double: bool, ranks: Any = None) -> Outcome:
     return Outcome(recorder.steps, whole_state(session.model, session.ranks), evaluate(session, batches.validation()))
 
 
+def overflowed(parallel: Parallel, ranks: Group) -> tuple[bool, float]:
+    """Whether a step in which a gradient of the second rank is infinite changed a weight, and the scale after it."""
+    config = dataclasses.replace(ROUNDED["fp16"], ranks=2, parallel=parallel)
+    session, batches = build_session(config), Slices(config, ranks.rank, ranks.size)
+    share(session, ranks)
+    before = whole_state(session.model, ranks)
+    assert session.scaler is not None
+    unscale = session.scaler.unscale_
+
+    def poisoned(optimizer: torch.optim.Optimizer) -> None:
+        gradient = next(session.model.parameters()).grad
+        assert gradient is not None
+        if parallel == "ddp" or ranks.rank == 1:  # averaged over ranks, it is infinite on all of them
+            (gradient.to_local() if isinstance(gradient, DTensor) else gradient).fill_(torch.inf)
+        unscale(optimizer)
+
+    session.scaler.unscale_ = poisoned
+    train_step(session, lambda: batches.train(1), lambda _: None)
+    after = whole_state(session.model, ranks)
+    return any(not torch.equal(before[name], after[name]) for name in before), session.scaler.get_scale()
+
+
 def main() -> None:
     """Be the rank that the command line says: its number, the file of the store, the file for what it found."""
     rank, store, out = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -117,6 +143,7 @@ def main() -> None:
             for parallel in ("ddp", "fsdp"):
                 several = dataclasses.replace(config, ranks=2, parallel=parallel)
                 found[f"{name}-{parallel}"] = trained(several, double=name in EXACT, ranks=group)
+        found["overflow"] = [overflowed(parallel, group) for parallel in ("ddp", "fsdp")]
         found["any"] = [group.any(rank == asking) for asking in (0, 1, 2)]
         found["total"] = group.total(torch.tensor([rank + 1.0]))
     with joined(PrefixStore("b", shared), rank=rank, size=2, device=torch.device("cpu"), timeout_s=60) as group:
