@@ -74,6 +74,7 @@ class LiveMeter:
         self._end = 0
         self._now = 0
         self._tokens = 0
+        self._made = 0  # a run that was resumed begins at a later step
         self._last: Line | None = None
         self._validation_loss: float | None = None
 
@@ -145,6 +146,7 @@ class LiveMeter:
         self._end = max(self._end, line["t_end"])
         self._now = max(self._now, line["t_end"])
         self._tokens += line["tokens"]
+        self._made += 1
         self._last = line
         self._recent.append(line)
         while len(self._recent) > 1 and self._recent[0]["t_end"] < line["t_end"] - RECENT_NS:
@@ -163,4 +165,4 @@ class LiveMeter:
         if total is None or self._last is None or self._start is None:
             return None
         done = self._last["step"]
-        return (self._end - self._start) / 1e9 / done * max(0, total - done)
+        return (self._end - self._start) / 1e9 / self._made * max(0, total - done)

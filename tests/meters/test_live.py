@@ -59,3 +59,11 @@ def test_before_anything_all_is_unknown(header):
 def test_a_lost_sensor_has_no_watts(header, run_lines):
     lines = [line for line in run_lines if line["kind"] != "tick" or line["t"] < 10 * S]
     assert fed(header(), lines).watts is None
+
+
+def test_the_pace_of_a_resumed_run_is_that_of_its_own_steps(header):
+    steps = [
+        {"kind": "step", "t": n * S, "t_end": (n + 1) * S, "step": 10 + n, "tokens": 100, "loss": 1.0, "phases": []}
+        for n in (1, 2)
+    ]
+    assert fed(header(), steps).eta_s == pytest.approx(8)  # 12 of 20 steps are done, two of them here, in two seconds
