@@ -1,13 +1,13 @@
 """A language model of `transformers`, built from its configuration with fresh weights; nothing is downloaded.
 
 `transformers` looks for several sequences in one row by reading position ids back from the device in every forward
-pass, and takes for granted that there are some where it cannot read: under fake tensors and torch.compile. Rows hold
-one sequence each here. So attention goes by names of our own, under which a mask is made for padding and windows alone:
-the same kernels run in training and in counting, and no step waits for the device.
+pass, and takes for granted that there are some where it cannot read: under fake tensors and torch.compile. It does not
+look where it is given a mask of padding. Rows hold one sequence each here, so a mask is always given, and one that
+hides nothing has stride 0, by which attention under names of our own knows it. Then the same kernels run in training
+and in counting, and no step waits for the device.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,12 @@ class HuggingFaceLM(nn.Module):
             tokens_bt: ids [B, T].
             lengths_b: tokens of each sequence, what follows being padding; None: all are whole.
         """
-        mask_bt = None
         if lengths_b is not None:
-            mask_bt = (torch.arange(tokens_bt.shape[1], device=tokens_bt.device) < lengths_b[:, None]).long()
+            mask_bt = torch.arange(tokens_bt.shape[1], device=tokens_bt.device) < lengths_b[:, None]
+        elif getattr(self.model, "_supports_attention_backend", False):
+            mask_bt = torch.ones(1, 1, dtype=torch.bool, device=tokens_bt.device).expand(tokens_bt.shape)
+        else:
+            mask_bt = None
         return self.model(input_ids=tokens_bt, attention_mask=mask_bt).logits
 
     @property
@@ -70,6 +73,7 @@ def build_huggingface(config: HuggingFaceModel, device: torch.device, *, seed: i
         ImportError: transformers is missing.
     """
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.initialization import no_init_weights
 
     auto: Any = AutoModelForCausalLM if config.causal else AutoModelForMaskedLM
     settings = {
@@ -78,9 +82,9 @@ def build_huggingface(config: HuggingFaceModel, device: torch.device, *, seed: i
         "attn_implementation": register_attention(config.attention, device),
     }
     if seed is None or active_fake_mode() is not None:
-        with device, _without_weights():
+        with device, no_init_weights():
             model = auto.from_config(**settings)
-        model.tie_weights()
+        model.tie_weights()  # which belongs to what was left out
     else:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -146,16 +150,10 @@ def _mask_rows(
 
     With `fake`, what `make_mask` would read from the device is left out under fake tensors: whether a window slides.
     """
+    if attention_mask is not None and attention_mask.stride(-1) == 0:
+        attention_mask = None
     plain = local_size is None or local_size >= kv_length or (fake and active_fake_mode() is not None)
     if attention_mask is None and plain and not use_vmap:
         return None
     rest |= {"kv_length": kv_length, "attention_mask": attention_mask, "local_size": local_size, "use_vmap": use_vmap}
     return make_mask(**rest)
-
-
-@contextmanager
-def _without_weights() -> Iterator[None]:
-    from transformers.initialization import no_init_weights
-
-    with no_init_weights():
-        yield

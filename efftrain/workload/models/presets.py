@@ -129,7 +129,8 @@ class HuggingFaceModel:
         num_layers: blocks.
         attention: which implementation computes attention.
         parameters: all weights.
-        model_flops_per_token: FLOP for forward and backward, counted by operation under PaLM's convention.
+        model_flops_per_token: FLOP for forward and backward, counted by operation under PaLM's convention; the windows
+            of a model's own eager attention cannot be told from it and count in full.
     """
 
     path: str

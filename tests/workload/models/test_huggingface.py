@@ -1,11 +1,14 @@
 """Models of transformers against transformers itself."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from efftrain.counting.flops import count_step, fake_mode
 from efftrain.study.hub_worker import describe_here
 from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.config import OptimizerConfig
@@ -146,6 +149,46 @@ def test_model_flops_are_the_closed_form(described, name):
     products = sum(p.numel() for p in matrices) + (80 * 32 if tied else 0)
     keys = {"mistral": (5, 5), "modernbert": (LENGTH, 2 * 4 + 1)}.get(name, (LENGTH, LENGTH))
     assert described[name].model_flops_per_token == 6 * products + sum(12 * 32 * t for t in keys)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "bert", "modernbert"])
+def test_what_is_counted_is_what_is_trained(described, name):
+    """On fake tensors, too, no mask is made for rows that need none, and the same ops follow."""
+
+    def rows(context):
+        with context:
+            model, ids = build_model(described[name], CPU, seed=0), torch.zeros(2, LENGTH, dtype=torch.int64)
+
+            def step(mark):
+                mark("forward")
+                loss = model(ids).sum()
+                mark("backward")
+                loss.backward()
+                model.zero_grad()
+
+            return count_step(step, model).rows
+
+    assert rows(fake_mode()) == rows(nullcontext())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_a_step_reads_nothing_back_from_the_device(described, name, recompute):
+    class Watch(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.ops = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.ops.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    model = build_model(described[name], CPU, seed=0)
+    apply_recompute(model, recompute)
+    with Watch() as watch:
+        model(tokens()).sum().backward()
+    assert "aten.mm.default" in watch.ops
+    assert "aten._local_scalar_dense.default" not in watch.ops
 
 
 def test_an_eager_window_is_counted_in_full(described):
