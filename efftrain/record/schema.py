@@ -44,7 +44,10 @@ class Validation(_Model):
 
 
 class Loss(_Model):
-    """Losses in nat/token; `train` holds one number a step, null where it was not finite; perplexity = exp(loss)."""
+    """Losses in nat a prediction: a token, a masked token, a document.
+
+    `train` holds one number a step, null where it was not finite; perplexity = exp(loss).
+    """
 
     train: list[float | None]
     validation: list[Validation]

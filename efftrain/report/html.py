@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from efftrain.comparison.verdicts import METRICS
+from efftrain.comparison.verdicts import COUNTED, METRICS
 from efftrain.record.schema import Run, Study
 from efftrain.report import charts
 from efftrain.report.bill import bill
@@ -37,7 +37,7 @@ def html(study: Study, runs: Sequence[Run]) -> str:
         view=view, study=study, bill=bill(study, runs), phases=phase_views(view.variants), figures=FIGURES,
         classifications=classification_views(view.variants), classification_method=METHOD,
         metrics=METRICS, figure=figure, percent=percent, span=span, times=times, times_span=times_span, charts=specs,
-        missing_parts=_missing_parts(runs),
+        missing_parts=_missing_parts(runs), ended_well=COUNTED,
         specs=Markup(_script_json({name: spec for name, (_, spec, _) in specs.items() if spec})),
         library=Markup(_library() if any(spec for _, spec, _ in specs.values()) else ""),
     )  # fmt: skip
