@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from efftrain.training.config import ConfigError
 from efftrain.training.optimizer import build_optimizer
-from efftrain.training.precision import cast_parameters
+from efftrain.training.precision.autocast import cast_parameters
 from efftrain.training.session import Session
 from efftrain.workload.models.presets import ModelConfig
 from efftrain.workload.models.transformer import Block, Transformer

@@ -12,11 +12,11 @@ from efftrain.hardware.probe import cpu
 from efftrain.monitor.launch import this_rank
 from efftrain.monitor.machine import compute_capability
 from efftrain.study.request import PlanError, Request, at_least_one, named, positive
-from efftrain.training.checkpoint_folder import CheckpointInfo, find
+from efftrain.training.checkpoints.fit import check_lora, check_start, start_model
+from efftrain.training.checkpoints.folder import CheckpointInfo, find
 from efftrain.training.config import HorizonConfig, LoraConfig, OptimizerConfig, RunConfig, Task
 from efftrain.training.horizon_steps import steps_for_flops, steps_for_tokens_per_parameter
-from efftrain.training.reuse_check import check_lora, check_start, start_model
-from efftrain.training.support import refusal
+from efftrain.training.precision.support import refusal
 from efftrain.workload.models.presets import HF_PREFIX, PRESETS, AnyModel, ModelConfig
 from efftrain.workload.text.config import CleaningStep, DataError, Source, TextConfig
 from efftrain.workload.text.corpus import prepare

@@ -19,7 +19,7 @@ from efftrain.record.recorder import Recorder
 from efftrain.training.batch import Batch, Batches, next_token_batch
 from efftrain.training.config import RunConfig
 from efftrain.training.objectives import data_objective
-from efftrain.training.precision import prepare_precision
+from efftrain.training.precision.autocast import prepare_precision
 from efftrain.training.session import Mark, Session, build_session, train_step
 from efftrain.workload.models.build import Model, build_model
 

@@ -12,7 +12,7 @@ from typing import Any
 from efftrain.record.plain import from_plain
 from efftrain.record.quantities import Quantity, correlated, missing
 from efftrain.record.schema import RecordError, Run, load
-from efftrain.training.checkpoint_folder import FACTS, CheckpointInfo
+from efftrain.training.checkpoints.folder import FACTS, CheckpointInfo
 
 
 def origin_of(info: CheckpointInfo) -> dict[str, Any]:

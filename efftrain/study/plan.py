@@ -16,7 +16,7 @@ from efftrain.monitor.machine import compute_capability
 from efftrain.study.base import STUDY_PRESETS, base
 from efftrain.study.request import PlanError, Request, at_least_one, named
 from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
-from efftrain.training.checkpoint_folder import CheckpointInfo
+from efftrain.training.checkpoints.folder import CheckpointInfo
 from efftrain.training.config import RunConfig
 from efftrain.workload.text.config import TextConfig
 

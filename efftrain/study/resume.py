@@ -14,7 +14,7 @@ from efftrain.meters.attempts import assemble_attempts
 from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import Journal, JournalError, read_journal
 from efftrain.study.plan import RunPlan
-from efftrain.training.checkpoint_folder import CheckpointError, CheckpointInfo, find, remove_unfinished, step_folders
+from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo, find, remove_unfinished, step_folders
 
 FRESH: dict[str, Any] = {"resume": None, "before": None}
 """For a run that begins at its beginning."""

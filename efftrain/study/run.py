@@ -26,18 +26,18 @@ from efftrain.study.ranks import config_of_rank, facts_of_rank, journal_of_rank,
 from efftrain.study.spending import Spending
 from efftrain.training.batch import Batches
 from efftrain.training.blocks import measure_blocks
-from efftrain.training.checkpoint import load_weights, reshape, resume, save_weights
-from efftrain.training.checkpoint_folder import find
-from efftrain.training.checkpoint_writer import CheckpointWriter
+from efftrain.training.checkpoints.folder import find
+from efftrain.training.checkpoints.start import load_start
+from efftrain.training.checkpoints.state import load_weights, reshape, resume, save_weights
+from efftrain.training.checkpoints.writer import CheckpointWriter
 from efftrain.training.config import RunConfig, from_dict
 from efftrain.training.evaluation import evaluate
 from efftrain.training.horizon import Horizon
 from efftrain.training.loop import Intervention, train
 from efftrain.training.lora import count_trainable
 from efftrain.training.objectives import data_objective
-from efftrain.training.precision import prepare_precision
+from efftrain.training.precision.autocast import prepare_precision
 from efftrain.training.ranks import Ranks
-from efftrain.training.reuse import load_start
 from efftrain.training.session import Session, build_session, preserved, train_step
 from efftrain.workload.models.build import Model, build_model
 from efftrain.workload.text.config import TextConfig

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from efftrain.training.config import DistillConfig, PruneConfig, RunConfig, not_prunable
-from efftrain.training.support import Capability, refusal
+from efftrain.training.precision.support import Capability, refusal
 
 BASELINE = "baseline"
 

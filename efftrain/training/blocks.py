@@ -19,7 +19,7 @@ from torch import Tensor
 from efftrain.record.recorder import Recorder
 from efftrain.training.batch import Batch, Batches
 from efftrain.training.optimizer import set_learning_rate
-from efftrain.training.precision import autocast
+from efftrain.training.precision.autocast import autocast
 from efftrain.training.session import Session
 
 BLOCK_S: Final = 5.0

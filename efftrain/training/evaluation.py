@@ -8,7 +8,7 @@ from torch import Tensor
 
 from efftrain.training.batch import Batch
 from efftrain.training.objectives import cross_entropy_sum
-from efftrain.training.precision import autocast
+from efftrain.training.precision.autocast import autocast
 from efftrain.training.session import Session
 
 

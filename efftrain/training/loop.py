@@ -19,7 +19,7 @@ from efftrain.training.config import learning_rate
 from efftrain.training.evaluation import evaluate
 from efftrain.training.horizon import Horizon
 from efftrain.training.optimizer import set_learning_rate
-from efftrain.training.precision import set_matmul_precision
+from efftrain.training.precision.autocast import set_matmul_precision
 from efftrain.training.ranks import Ranks
 from efftrain.training.session import Session, StepResult, train_step
 

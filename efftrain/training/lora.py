@@ -12,8 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from efftrain.training.checkpoints.fit import INSTALL, unknown_target
 from efftrain.training.config import ConfigError, LoraConfig, RunConfig
-from efftrain.training.reuse_check import INSTALL, unknown_target
 from efftrain.workload.models.build import Model, blocks, build_model
 
 ADAPTER: Final = "default"

@@ -9,7 +9,7 @@ from torch import nn
 
 import efftrain_kernels
 from efftrain.training.config import OptimizerConfig, OptimizerName, Precision
-from efftrain.training.master_weights import MasterWeightsAdamW
+from efftrain.training.precision.master_weights import MasterWeightsAdamW
 
 OPTIMIZERS: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
     "torch": torch.optim.AdamW,

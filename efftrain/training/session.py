@@ -17,7 +17,7 @@ from efftrain.training.config import RunConfig
 from efftrain.training.lora import apply_lora
 from efftrain.training.objectives import Forward, Objective, data_objective
 from efftrain.training.optimizer import build_optimizer
-from efftrain.training.precision import autocast, loss_scaler, prepare_precision
+from efftrain.training.precision.autocast import autocast, loss_scaler, prepare_precision
 from efftrain.training.ranks import Alone, Ranks
 from efftrain.training.recompute import apply_recompute
 from efftrain.workload.models.build import Model, build_model

@@ -12,7 +12,7 @@ from efftrain.record.folder import write_text
 from efftrain.record.quantities import Quantity, estimate, missing
 from efftrain.record.schema import Attempt, Origin, Run, Teacher, dumps
 from efftrain.study.origin import origin_of, training_energy
-from efftrain.training.checkpoint_folder import CheckpointInfo
+from efftrain.training.checkpoints.folder import CheckpointInfo
 from efftrain.training.config import RunConfig
 from efftrain.workload.models.presets import PRESETS
 

@@ -19,7 +19,7 @@ from efftrain.record.quantities import estimate
 from efftrain.study.collect import collect
 from efftrain.study.plan import Request, RunPlan, make_plan
 from efftrain.study.resume import FRESH, resumption
-from efftrain.training.checkpoint_folder import find, finish, step_folder, unfinished_folder
+from efftrain.training.checkpoints.folder import find, finish, step_folder, unfinished_folder
 
 RUN = "baseline-s0"
 STEPS, EVERY = 360, 20

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from efftrain.record.schema import Run, load
-from efftrain.training.checkpoint_folder import find
+from efftrain.training.checkpoints.folder import find
 
 SMALL = ("--device", "cpu", "--country", "FRA", "--seq-len", 32, "--batch-size", 2)
 

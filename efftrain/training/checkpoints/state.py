@@ -23,10 +23,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from efftrain.training.checkpoint_folder import CheckpointError, CheckpointInfo
+from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo
 from efftrain.training.horizon import Horizon
 from efftrain.training.optimizer import build_optimizer
-from efftrain.training.precision import prepare_precision
+from efftrain.training.precision.autocast import prepare_precision
 from efftrain.training.session import Session
 from efftrain.workload.models.build import build_model
 

@@ -1,7 +1,7 @@
 """Checkpoints written beside a training.
 
 The loop is held up for the copy into host memory alone; a thread writes it, hashes it and gives the folder its name
-(`checkpoint_folder`). What cannot be written is a note: training goes on, and the checkpoint before stays.
+(`folder`). What cannot be written is a note: training goes on, and the checkpoint before stays.
 """
 
 import shutil
@@ -17,8 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from efftrain.record.recorder import Recorder
-from efftrain.training.checkpoint import expect_one_process, full_state, is_pruned, reason
-from efftrain.training.checkpoint_folder import (
+from efftrain.training.checkpoints.folder import (
     TOKENIZER,
     finish,
     keep_newest,
@@ -28,6 +27,7 @@ from efftrain.training.checkpoint_folder import (
     step_folders,
     unfinished_folder,
 )
+from efftrain.training.checkpoints.state import expect_one_process, full_state, is_pruned, reason
 from efftrain.training.config import RunConfig
 from efftrain.training.horizon import Horizon
 from efftrain.training.session import Session

@@ -14,13 +14,13 @@ import torch
 
 from efftrain.compression.pruning import prune_session
 from efftrain.record.recorder import NullRecorder
-from efftrain.training.checkpoint import reshape, resume
-from efftrain.training.checkpoint_folder import CheckpointError, CheckpointInfo, find
-from efftrain.training.checkpoint_writer import CheckpointWriter
+from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo, find
+from efftrain.training.checkpoints.start import load_start
+from efftrain.training.checkpoints.state import reshape, resume
+from efftrain.training.checkpoints.writer import CheckpointWriter
 from efftrain.training.config import HorizonConfig, OptimizerConfig, PruneConfig, RunConfig
 from efftrain.training.horizon import Horizon
 from efftrain.training.loop import train
-from efftrain.training.reuse import load_start
 from efftrain.training.session import Session, build_session, preserved, train_step
 from efftrain.workload.models.build import build_model
 from tests.training.conftest import TINY, RandomBatches

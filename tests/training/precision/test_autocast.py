@@ -17,9 +17,9 @@ from efftrain.training.config import OptimizerConfig, Precision, PruneConfig
 from efftrain.training.evaluation import evaluate
 from efftrain.training.loop import train
 from efftrain.training.optimizer import set_learning_rate
-from efftrain.training.precision import autocast, cast_parameters, loss_scaler, set_matmul_precision
+from efftrain.training.precision.autocast import autocast, cast_parameters, loss_scaler, set_matmul_precision
+from efftrain.training.precision.support import refusal
 from efftrain.training.session import build_session, preserved, train_step
-from efftrain.training.support import refusal
 
 OPTIMIZERS = ("torch", "efftrain")
 

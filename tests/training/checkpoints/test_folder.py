@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from efftrain.record.quantities import estimate
-from efftrain.training.checkpoint_folder import (
+from efftrain.training.checkpoints.folder import (
     FACTS,
     CheckpointError,
     find,
@@ -159,6 +159,6 @@ def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(make: Make):
 
 
 def test_reading_imports_no_torch():
-    code = "import sys, efftrain.training.checkpoint_folder; print('torch' in sys.modules)"
+    code = "import sys, efftrain.training.checkpoints.folder; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

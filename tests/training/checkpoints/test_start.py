@@ -10,18 +10,18 @@ import torch
 
 from efftrain.compression.pruning import prune_session
 from efftrain.record.recorder import NullRecorder
-from efftrain.training.checkpoint import resume
-from efftrain.training.checkpoint_folder import CheckpointError, CheckpointInfo, find
-from efftrain.training.checkpoint_writer import CheckpointWriter
+from efftrain.training.checkpoints.fit import check_lora, check_start, start_model
+from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo, find
+from efftrain.training.checkpoints.start import load_start
+from efftrain.training.checkpoints.state import resume
+from efftrain.training.checkpoints.writer import CheckpointWriter
 from efftrain.training.config import ConfigError, LoraConfig, PruneConfig, RunConfig
 from efftrain.training.evaluation import evaluate
 from efftrain.training.horizon import Horizon
 from efftrain.training.loop import train
 from efftrain.training.lora import apply_lora, count_trainable
 from efftrain.training.optimizer import build_optimizer
-from efftrain.training.precision import prepare_precision
-from efftrain.training.reuse import load_start
-from efftrain.training.reuse_check import check_lora, check_start, start_model
+from efftrain.training.precision.autocast import prepare_precision
 from efftrain.training.session import Session
 from efftrain.workload.models.build import build_model
 from efftrain.workload.models.presets import HuggingFaceModel, ModelConfig
@@ -219,7 +219,7 @@ def test_adapters_are_checked_before_anything_is_loaded(tiny_config: Callable[..
     assert isinstance(config.model, ModelConfig)
     with pytest.raises(ConfigError, match=r"lora target 'c_attn': .*there are q_proj, k_proj"):
         check_start(config, whatever(config))
-    monkeypatch.setattr("efftrain.training.reuse_check.find_spec", lambda name: None)
+    monkeypatch.setattr("efftrain.training.checkpoints.fit.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"install efftrain\[lora\]"):
         check_lora(LORA, config.model)
 

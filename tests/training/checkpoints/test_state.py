@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from efftrain.training.checkpoint import load_weights, save_weights
+from efftrain.training.checkpoints.state import load_weights, save_weights
 from efftrain.training.session import build_session
 
 

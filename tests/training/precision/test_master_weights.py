@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import efftrain_kernels
-from efftrain.training.master_weights import MasterWeightsAdamW
+from efftrain.training.precision.master_weights import MasterWeightsAdamW
 
 SETTINGS = {"lr": 3e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, Final
 
-from efftrain.training.checkpoint_folder import CheckpointInfo
+from efftrain.training.checkpoints.folder import CheckpointInfo
 from efftrain.training.config import ConfigError, LoraConfig, RunConfig
 from efftrain.workload.models.presets import AnyModel, HuggingFaceModel, ModelConfig
 

@@ -9,8 +9,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
-from efftrain.training.checkpoint import expect_one_process, reason
-from efftrain.training.checkpoint_folder import CheckpointError, CheckpointInfo
+from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo
+from efftrain.training.checkpoints.state import expect_one_process, reason
 from efftrain.training.lora import merged_weights
 from efftrain.workload.models.build import Model
 
@@ -28,7 +28,7 @@ def load_start(model: Model, info: CheckpointInfo) -> None:
 
     Args:
         model: with fresh weights; changed in place.
-        info: the checkpoint, which `efftrain.training.reuse_check.check_start` has let pass.
+        info: the checkpoint, which `efftrain.training.checkpoints.fit.check_start` has let pass.
 
     Raises:
         CheckpointError: the checkpoint is of another model, or cannot be read.

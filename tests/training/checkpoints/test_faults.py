@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.training.checkpoints.test_resume import IDENTITY, Notes, trained
 
-from efftrain.training.checkpoint_folder import find, step_folders
-from efftrain.training.checkpoint_writer import CheckpointWriter
+from efftrain.training.checkpoints.folder import find, step_folders
+from efftrain.training.checkpoints.writer import CheckpointWriter
 from efftrain.training.config import RunConfig
 from efftrain.training.loop import train
 from efftrain.training.session import build_session
 from tests.training.conftest import RandomBatches
-from tests.training.test_checkpoint_resume import IDENTITY, Notes, trained
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def test_energy_that_is_not_known_costs_no_checkpoint(tiny_config: Callable[...,
 SAVER = """
 import json, os, pathlib, sys, time, torch
 from efftrain.record.recorder import NullRecorder
-from efftrain.training.checkpoint_writer import CheckpointWriter
+from efftrain.training.checkpoints.writer import CheckpointWriter
 from efftrain.training.config import from_dict
 from efftrain.training.horizon import Horizon
 from efftrain.training.session import build_session, train_step

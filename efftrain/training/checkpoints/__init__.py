@@ -1,0 +1,1 @@
+"""A training kept on disk: to be resumed, or to be begun with."""

@@ -1,0 +1,1 @@
+"""Number formats: what computes in which, and what a device can."""
