@@ -327,8 +327,6 @@ def test_recorded_lines_are_the_rows(training, plain, lines):
 def test_every_attention_backward_takes_query_key_and_value_where_they_are_looked_for():
     named = (op for op in formulas_by_op() if hasattr(op, "overloads"))
     ops = [op for op in named if "attention" in str(op) and "backward" in str(op)]
-        op for op in formulas_by_op() if "attention" in str(op) and "backward" in str(op) and hasattr(op, "overloads")
-    ]
     assert len(ops) >= 6
     for op in ops:
         names = [argument.name for argument in op.default._schema.arguments]
