@@ -96,6 +96,9 @@ def _count_stage(config: RunConfig, recorder: Recorder, *, from_step: int) -> No
         prediction = predict_memory(run_step, held)
         if config.compile:
             prediction = dataclasses.replace(prediction, source=f"{prediction.source}; of the model before compilation")
+        if config.parallel == "ddp":
+            source = f"{prediction.source}; of one rank, without the buckets in which DDP keeps gradients all the time"
+            prediction = dataclasses.replace(prediction, source=source)
         prediction.record(recorder, from_step)
 
 

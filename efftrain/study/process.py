@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from efftrain.meters.energy.ledger import Ledger
+from efftrain.meters.ranks import with_ranks
 from efftrain.meters.windows import billed_windows
 from efftrain.monitor.idle import measure_idle
 from efftrain.monitor.launch import Rank
@@ -168,7 +169,10 @@ def run_spec(plan: Plan, run: RunPlan, folder: StudyFolder, facts: dict[str, Any
 def _teacher(run: RunPlan, folder: StudyFolder) -> dict[str, Any] | None:
     if run.teacher is None:
         return None
-    attempts = [read_journal(path) for path in (*folder.attempts(run.teacher), folder.journal(run.teacher))]
+    attempts = [
+        *(with_ranks(read_journal(path), folder.attempt_ranks(path)) for path in folder.attempts(run.teacher)),
+        with_ranks(read_journal(folder.journal(run.teacher)), folder.ranks(run.teacher)),
+    ]
     energies = [_energy(journal) for journal in attempts if journal.of("step")]
     whole = energies[0] if len(energies) == 1 else correlated(energies, boundary=energies[-1].boundary)
     return {
