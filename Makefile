@@ -3,6 +3,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 
@@ -23,11 +24,11 @@ bench: setup
 	$(BIN)/efftrain bench --preset quick --out reports/quick --force
 
 test: setup lint types contracts
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+	$(PYTEST) -n $(WORKERS) -m "not slow"
 
 # Every shape and every shipped kernel, which takes longer than one waits for.
 test-slow: setup
-	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+	$(PYTEST) -n $(WORKERS) -m slow
 
 # Works in a bare CUDA image too, with torch, triton, numpy and pytest and without `make setup`; call it again to go on.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -13,9 +13,9 @@ import torch
 
 from efftrain.comparison.statistics import Estimate, paired_ratio
 from efftrain.record.recorder import NullRecorder, Recorder
-from efftrain.study.base import STUDY_PRESETS, base
-from efftrain.study.batches import corpus_batches
-from efftrain.study.request import Request
+from efftrain.study.planning.base import STUDY_PRESETS, base
+from efftrain.study.planning.request import Request
+from efftrain.study.running.batches import corpus_batches
 from efftrain.training.batch import Batches
 from efftrain.training.loop import train
 from efftrain.training.session import Session, build_session

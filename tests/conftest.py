@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Two tests at once share the processors: a thread that waits for another one must not keep its processor meanwhile.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded, here and in every process of a test
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory):

@@ -12,8 +12,8 @@ from benchmarks.gpu_truth.counter import Bench
 from benchmarks.gpu_truth.sensors import COUNTER, series_of, watched
 from benchmarks.gpu_truth.verdicts import joules_per_step, scatter, windows_at_ticks
 from efftrain.sensors.nvml import PERIOD_S
-from efftrain.study.base import STUDY_PRESETS, base
-from efftrain.study.request import Request
+from efftrain.study.planning.base import STUDY_PRESETS, base
+from efftrain.study.planning.request import Request
 from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.session import Session, build_session, train_step
 from efftrain_kernels.evidence.stages import Stage

@@ -21,10 +21,10 @@ from efftrain.monitor.launch import this_rank
 from efftrain.record.folder import StudyFolder
 from efftrain.record.plain import from_plain
 from efftrain.sensors.nvml import gpu_facts
-from efftrain.study.plan import Plan, RunPlan, make_plan
+from efftrain.study.planning.plan import Plan, RunPlan, make_plan
+from efftrain.study.planning.request import Request
+from efftrain.study.planning.variants import BASELINE, VARIANTS
 from efftrain.study.process import make_run, measure_idle_power, measure_peaks, run_spec, run_status
-from efftrain.study.request import Request
-from efftrain.study.variants import BASELINE, VARIANTS
 from efftrain_kernels.evidence.gpu import KEPT, restore
 from efftrain_kernels.evidence.stages import Stage
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 if TYPE_CHECKING:
-    from efftrain.study.plan import Plan
+    from efftrain.study.planning.plan import Plan
 
 USAGE = 2
 
@@ -32,7 +32,7 @@ def usage_errors() -> Iterator[None]:
     from efftrain.hardware.probe import DeviceError
     from efftrain.meters.carbon.grids import CarbonError
     from efftrain.record.schema import RecordError
-    from efftrain.study.request import PlanError
+    from efftrain.study.planning.request import PlanError
     from efftrain.training.config import ConfigError
     from efftrain.workload.text.corpus import DataError
 
@@ -48,7 +48,7 @@ def watts(value: float | None, option: str) -> float | None:
     Raises:
         PlanError: it is negative or not finite.
     """
-    from efftrain.study.request import PlanError
+    from efftrain.study.planning.request import PlanError
 
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise PlanError(f"{option} {value:g}: expected W of at least 0, for example 84")
@@ -61,7 +61,7 @@ def names(text: str | None, option: str) -> tuple[str, ...] | None:
     Raises:
         PlanError: an empty name.
     """
-    from efftrain.study.variants import VARIANTS
+    from efftrain.study.planning.variants import VARIANTS
 
     return None if text is None else parts(text, option, known=VARIANTS)
 
@@ -72,7 +72,7 @@ def nothing_beside_resume(context: typer.Context) -> None:
     Raises:
         PlanError: one stands on the command line.
     """
-    from efftrain.study.request import PlanError
+    from efftrain.study.planning.request import PlanError
 
     extra = [
         "--from" if name == "start" else f"--{name.replace('_', '-')}"
@@ -89,7 +89,7 @@ def parts(text: str | None, option: str, known: Iterable[str] = ()) -> tuple[str
     Raises:
         PlanError: an empty name.
     """
-    from efftrain.study.request import PlanError
+    from efftrain.study.planning.request import PlanError
 
     found = tuple(part.strip() for part in text.split(",")) if text is not None else ()
     if not all(found):
@@ -128,7 +128,7 @@ def one_of(name: str | None, option: str, choices: Any) -> Any:
     Raises:
         PlanError: another name.
     """
-    from efftrain.study.request import PlanError
+    from efftrain.study.planning.request import PlanError
 
     if name is not None and name not in get_args(choices):
         raise PlanError(f"{option} {name!r}: unknown; choose from {', '.join(get_args(choices))}")

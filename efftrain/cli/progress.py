@@ -18,7 +18,7 @@ from efftrain.meters.live import LiveFigures, LiveMeter
 
 if TYPE_CHECKING:
     from efftrain.record.journal import Line
-    from efftrain.study.plan import RunPlan
+    from efftrain.study.planning.plan import RunPlan
     from efftrain.study.process import Observer
 
 REFRESH_PER_SECOND = 4

@@ -19,8 +19,8 @@ from efftrain.cli.groups import (
 if TYPE_CHECKING:
     from efftrain.record.folder import StudyFolder
     from efftrain.study.execute import Outcome
-    from efftrain.study.plan import Plan
-    from efftrain.study.request import Request
+    from efftrain.study.planning.plan import Plan
+    from efftrain.study.planning.request import Request
 
 SOME_FAILED = 1
 REFUSED = 2
@@ -41,7 +41,7 @@ def wish(
     from efftrain.cli.options import one_of, parts
     from efftrain.hardware.probe import available_device
     from efftrain.monitor.launch import this_rank
-    from efftrain.study.request import Request
+    from efftrain.study.planning.request import Request
     from efftrain.training.config import OptimizerName, Parallel, Precision, Task
     from efftrain.workload.models.presets import Attention, Initialisation
 
@@ -79,7 +79,7 @@ def run_new(request: "Request", settings: dict[str, Any], out: Path, *, force: b
         PlanError, ConfigError, DataError: nothing was written.
     """
     from efftrain.study.folder import claim
-    from efftrain.study.plan import make_plan
+    from efftrain.study.planning.plan import make_plan
 
     plan = make_plan(request)
     _check(plan, settings)

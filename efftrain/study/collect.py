@@ -14,7 +14,7 @@ from efftrain.meters.steps import step_rows
 from efftrain.record.folder import StudyFolder, write_text
 from efftrain.record.journal import Journal, JournalError, read_journal
 from efftrain.record.schema import Check, RecordError, Run, Study, dumps, load
-from efftrain.study.variants import BASELINE, VARIANTS
+from efftrain.study.planning.variants import BASELINE, VARIANTS
 
 
 @dataclass(frozen=True, slots=True)

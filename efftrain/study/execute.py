@@ -8,7 +8,7 @@ from efftrain.record.recorder import ENDED_WELL
 from efftrain.study.collect import collect
 from efftrain.study.folder import write_opening
 from efftrain.study.launch import Crew, leading
-from efftrain.study.plan import Plan
+from efftrain.study.planning.plan import Plan
 from efftrain.study.process import Observer, make_run, measure_idle_power, measure_peaks, run_spec, run_status
 from efftrain.study.resume import resumption
 

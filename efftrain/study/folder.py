@@ -12,8 +12,8 @@ from typing import Any
 from efftrain.record.folder import StudyFolder, write_text
 from efftrain.record.plain import from_plain
 from efftrain.record.schema import RecordError, Study, dumps, load
-from efftrain.study.plan import Plan
-from efftrain.study.request import PlanError
+from efftrain.study.planning.plan import Plan
+from efftrain.study.planning.request import PlanError
 
 STUDY_FILES = (
     "study.json", "report.html", "report.md", "runs.csv", "steps.parquet", "model-card.yaml", "emissions.csv",

@@ -96,7 +96,7 @@ class Follower:
         try:
             with log.open("wb") as file:
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "efftrain.study.worker", str(spec), own], cwd=message["cwd"],
+                    [sys.executable, "-m", "efftrain.study.running.worker", str(spec), own], cwd=message["cwd"],
                     stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
                 )  # fmt: skip
             self._wait(process, run)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from efftrain.monitor.launch import Rank, this_rank
-from efftrain.study.plan import Plan
-from efftrain.study.request import PlanError
+from efftrain.study.planning.plan import Plan
+from efftrain.study.planning.request import PlanError
 
 CONNECT_S: Final = 24 * 3600.0
 """How long a rank waits for the others to meet; torchrun ends those whose launch has failed."""

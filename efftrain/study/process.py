@@ -29,7 +29,7 @@ from efftrain.record.quantities import Quantity, correlated
 from efftrain.record.recorder import ENDED_WELL
 from efftrain.study.launch import Crew, NoCrew, peak_of_all
 from efftrain.study.peaks import peak_rates
-from efftrain.study.plan import Plan, RunPlan
+from efftrain.study.planning.plan import Plan, RunPlan
 from efftrain.training.config import Precision, RunConfig
 
 POLL_INTERVAL_S: Final = 0.25
@@ -83,7 +83,7 @@ def make_run(
         crew.begin(run.run_id, spec_path)
         with folder.log(run.run_id).open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "efftrain.study.worker", str(spec_path)],
+                [sys.executable, "-m", "efftrain.study.running.worker", str(spec_path)],
                 stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         while process.poll() is None:

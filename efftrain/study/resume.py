@@ -13,7 +13,7 @@ from typing import Any
 from efftrain.meters.attempts import assemble_attempts
 from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import Journal, JournalError, read_journal
-from efftrain.study.plan import RunPlan
+from efftrain.study.planning.plan import RunPlan
 from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo, find, remove_unfinished, step_folders
 
 FRESH: dict[str, Any] = {"resume": None, "before": None}

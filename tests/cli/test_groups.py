@@ -21,7 +21,7 @@ from efftrain.cli.groups import (
 )
 from efftrain.cli.run import run
 from efftrain.cli.train import train
-from efftrain.study.request import Request
+from efftrain.study.planning.request import Request
 
 GROUPS = (ModelOptions, TextOptions, StepOptions, HorizonOptions, ReuseOptions, BillOptions, StudyOptions)
 

@@ -53,7 +53,8 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], words: str):
 
 
 def test_a_run_can_be_made_without_pydantic_and_codecarbon():
-    modules = "efftrain.study.worker, efftrain.study.run, efftrain.study.process, efftrain.sensors.examine"
+    names = ("study.running.worker", "study.running.run", "study.process", "sensors.examine")
+    modules = ", ".join(f"efftrain.{name}" for name in names)
     code = f"import sys\nfor name in ('pydantic', 'codecarbon'): sys.modules[name] = None\nimport {modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

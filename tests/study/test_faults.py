@@ -15,8 +15,8 @@ from efftrain.meters.carbon.footprint import resolve
 from efftrain.study.collect import collect
 from efftrain.study.execute import execute
 from efftrain.study.folder import StudyFolder, claim
-from efftrain.study.plan import make_plan
-from efftrain.study.request import Request
+from efftrain.study.planning.plan import make_plan
+from efftrain.study.planning.request import Request
 from efftrain.training.config import OptimizerConfig, RunConfig
 
 

@@ -19,9 +19,9 @@ from efftrain.hardware import probe
 from efftrain.monitor.launch import Rank, this_rank
 from efftrain.study.follower import follow, is_follower
 from efftrain.study.launch import Followers, NoCrew, check_ranks, first_cause, peak_of_all
-from efftrain.study.plan import make_plan
-from efftrain.study.ranks import config_of_rank, journal_of_rank, sensors_of_rank
-from efftrain.study.request import PlanError, Request
+from efftrain.study.planning.plan import make_plan
+from efftrain.study.planning.request import PlanError, Request
+from efftrain.study.running.ranks import config_of_rank, journal_of_rank, sensors_of_rank
 from efftrain.training.config import ConfigError, HorizonConfig
 
 Torchrun = Callable[..., subprocess.Popen[str]]
@@ -86,7 +86,7 @@ def of_rank(launcher: subprocess.Popen[str], rank: int) -> tuple[psutil.Process,
     """The command of a rank, and the process of its run."""
     for command in psutil.Process(launcher.pid).children():
         if command.environ().get("RANK") == str(rank):
-            (worker,) = [child for child in command.children() if "efftrain.study.worker" in child.cmdline()]
+            (worker,) = [child for child in command.children() if "efftrain.study.running.worker" in child.cmdline()]
             return command, worker
     raise AssertionError(f"no rank {rank}")
 

@@ -17,7 +17,7 @@ from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import read_journal
 from efftrain.record.quantities import estimate
 from efftrain.study.collect import collect
-from efftrain.study.plan import Request, RunPlan, make_plan
+from efftrain.study.planning.plan import Request, RunPlan, make_plan
 from efftrain.study.resume import FRESH, resumption
 from efftrain.training.checkpoints.folder import find, finish, step_folder, unfinished_folder
 

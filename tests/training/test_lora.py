@@ -11,7 +11,7 @@ from torch import nn
 from efftrain.counting.flops import count_step, fake_mode
 from efftrain.counting.memory import measure_cpu_memory, predict_memory
 from efftrain.record.recorder import NullRecorder
-from efftrain.study.costs import example_batch
+from efftrain.study.running.costs import example_batch
 from efftrain.training.config import ConfigError, LoraConfig, OptimizerConfig
 from efftrain.training.evaluation import evaluate
 from efftrain.training.loop import train

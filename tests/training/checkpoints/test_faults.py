@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.training.checkpoints.test_resume import IDENTITY, Notes, trained
 
 from efftrain.training.checkpoints.folder import find, step_folders
 from efftrain.training.checkpoints.writer import CheckpointWriter
 from efftrain.training.config import RunConfig
 from efftrain.training.loop import train
 from efftrain.training.session import build_session
+from tests.training.checkpoints.test_resume import IDENTITY, Notes, trained
 from tests.training.conftest import RandomBatches
 
 

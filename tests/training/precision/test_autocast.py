@@ -10,7 +10,7 @@ from efftrain.compression.pruning import prune_session
 from efftrain.counting.flops import count_step, fake_mode
 from efftrain.counting.memory import predict_memory
 from efftrain.record.recorder import NullRecorder
-from efftrain.study.costs import example_batch
+from efftrain.study.running.costs import example_batch
 from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.blocks import restored
 from efftrain.training.config import OptimizerConfig, Precision, PruneConfig

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from efftrain.counting.flops import count_step, fake_mode
-from efftrain.study.hub_worker import describe_here
+from efftrain.study.planning.hub_worker import describe_here
 from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.config import OptimizerConfig
 from efftrain.training.objectives import data_objective

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from efftrain.study.hub import describe
-from efftrain.study.hub_worker import describe_here
+from efftrain.study.planning.hub import describe
+from efftrain.study.planning.hub_worker import describe_here
 from efftrain.training.config import ConfigError
 
 LLAMA = {
@@ -79,7 +79,7 @@ def test_what_cannot_be_asked_is_not_asked(written, monkeypatch):
     path = written(LLAMA)
     with pytest.raises(ConfigError, match="learns 'causal' or 'masked', not 'classification'"):
         describe(path, task="classification")
-    monkeypatch.setattr("efftrain.study.hub.find_spec", lambda name: None)
+    monkeypatch.setattr("efftrain.study.planning.hub.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"transformers is missing; install efftrain\[hf\]"):
         describe(path)
 
@@ -122,5 +122,5 @@ def test_a_bert_is_an_encoder_unless_it_says_that_it_decodes():
 
 
 def test_asking_imports_neither_torch_nor_transformers():
-    code = "import sys, efftrain.study.hub; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, efftrain.study.planning.hub; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from efftrain.study.base import STUDY_PRESETS, base
-from efftrain.study.request import PlanError, Request
+from efftrain.study.planning.base import STUDY_PRESETS, base
+from efftrain.study.planning.request import PlanError, Request
 from efftrain.training.config import ConfigError, HorizonConfig, LoraConfig
 from efftrain.workload.text.config import Source
 

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from efftrain.study.plan import make_plan
-from efftrain.study.request import Request
-from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
+from efftrain.study.planning.plan import make_plan
+from efftrain.study.planning.request import Request
+from efftrain.study.planning.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
 from efftrain.training.config import RunConfig
 from efftrain.workload.models.presets import PRESETS
 

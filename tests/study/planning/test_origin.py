@@ -11,7 +11,7 @@ from records import run_record
 from efftrain.record.folder import write_text
 from efftrain.record.quantities import Quantity, estimate, missing
 from efftrain.record.schema import Attempt, Origin, Run, Teacher, dumps
-from efftrain.study.origin import origin_of, training_energy
+from efftrain.study.planning.origin import origin_of, training_energy
 from efftrain.training.checkpoints.folder import CheckpointInfo
 from efftrain.training.config import RunConfig
 from efftrain.workload.models.presets import PRESETS

@@ -1,4 +1,4 @@
-"""The fresh process of a run: `python -m efftrain.study.worker SPEC.json [MORE]`, started by efftrain.study.process.
+"""The fresh process of a run, started by efftrain.study.process: `python -m efftrain.study.running.worker SPEC [MORE]`.
 
 Ranks other than the first are started by efftrain.study.follower, with what is their own in MORE, as JSON.
 
@@ -39,7 +39,7 @@ def main() -> None:
         spec |= json.loads(sys.argv[2])
         stop.parent = None  # not a reason to agree on: the others are told that this rank is lost
 
-    from efftrain.study.run import run
+    from efftrain.study.running.run import run
 
     run(spec, stop)
 

@@ -18,7 +18,7 @@ from efftrain.record.recorder import JournalRecorder
 from efftrain.record.schema import Run, load
 from efftrain.sensors.protocol import Absent, Discovery
 from efftrain.sensors.simulated import Habits, PowerCurve, SimulatedCounter, constant, piecewise
-from efftrain.study.budget import Budget
+from efftrain.study.running.budget import Budget
 from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.config import HorizonConfig, RunConfig
 from efftrain.training.horizon import Horizon

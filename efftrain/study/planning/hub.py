@@ -66,7 +66,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
 
 def _ask(wish: dict[str, Any], name: str) -> dict[str, Any]:
     """What the process answers, on the last line of what it prints."""
-    command = [sys.executable, "-m", "efftrain.study.hub_worker"]
+    command = [sys.executable, "-m", "efftrain.study.planning.hub_worker"]
     try:
         done = subprocess.run(
             command, input=json.dumps(wish), capture_output=True, text=True, timeout=_TIMEOUT_S, check=False,

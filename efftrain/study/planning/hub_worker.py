@@ -1,4 +1,4 @@
-"""The process that efftrain.study.hub asks: builds a Hugging Face model on fake tensors, and counts it.
+"""The process that efftrain.study.planning.hub asks: builds a Hugging Face model on fake tensors, and counts it.
 
 The wish comes as JSON on standard input; the answer is one line of JSON, the fields of a `HuggingFaceModel` or `error`.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from efftrain.counting.flops import PhaseMark, count_step, fake_mode
-from efftrain.study.hub import DEFAULT_SEQ_LEN
+from efftrain.study.planning.hub import DEFAULT_SEQ_LEN
 from efftrain.training.config import ConfigError
 from efftrain.workload.models.build import build_model
 from efftrain.workload.models.huggingface import HuggingFaceLM, read_configuration
@@ -38,7 +38,7 @@ def main() -> None:
 def describe_here(
     *, architecture: dict[str, Any], task: str | None, seq_len: int | None, attention: Attention
 ) -> HuggingFaceModel:
-    """See efftrain.study.hub.describe; `path` is left empty."""
+    """See efftrain.study.planning.hub.describe; `path` is left empty."""
     configuration: Any = read_configuration(architecture)
     if configuration.is_encoder_decoder:
         raise ConfigError("is an encoder-decoder; expected a causal or a masked language model")

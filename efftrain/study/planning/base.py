@@ -11,7 +11,7 @@ from typing import get_args
 from efftrain.hardware.probe import cpu
 from efftrain.monitor.launch import this_rank
 from efftrain.monitor.machine import compute_capability
-from efftrain.study.request import PlanError, Request, at_least_one, named, positive
+from efftrain.study.planning.request import PlanError, Request, at_least_one, named, positive
 from efftrain.training.checkpoints.fit import check_lora, check_start, start_model
 from efftrain.training.checkpoints.folder import CheckpointInfo, find
 from efftrain.training.config import HorizonConfig, LoraConfig, OptimizerConfig, RunConfig, Task
@@ -183,7 +183,7 @@ def _model(request: Request, name: str, start: CheckpointInfo | None) -> AnyMode
         for option, value in unknown.items():
             if value is not None:
                 raise PlanError(f"{option}: is set by the Hugging Face configuration itself; change {name}")
-        from efftrain.study.hub import describe
+        from efftrain.study.planning.hub import describe
 
         return describe(
             Path(name.removeprefix(HF_PREFIX)), task=request.task, seq_len=request.seq_len, attention=request.attention

@@ -19,11 +19,11 @@ from efftrain.monitor.machine import environment
 from efftrain.monitor.monitor import Monitor
 from efftrain.record.plain import from_plain
 from efftrain.record.recorder import ENDED_WELL, JournalRecorder, Recorder, Status
-from efftrain.study.batches import corpus_batches
-from efftrain.study.budget import Budget
-from efftrain.study.costs import measure_memory, record_costs
-from efftrain.study.ranks import config_of_rank, facts_of_rank, journal_of_rank, sensors_of_rank, together
-from efftrain.study.spending import Spending
+from efftrain.study.running.batches import corpus_batches
+from efftrain.study.running.budget import Budget
+from efftrain.study.running.costs import measure_memory, record_costs
+from efftrain.study.running.ranks import config_of_rank, facts_of_rank, journal_of_rank, sensors_of_rank, together
+from efftrain.study.running.spending import Spending
 from efftrain.training.batch import Batches
 from efftrain.training.blocks import measure_blocks
 from efftrain.training.checkpoints.folder import find

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from efftrain.monitor.machine import compute_capability
-from efftrain.study.base import STUDY_PRESETS, base
-from efftrain.study.request import PlanError, Request, at_least_one, named
-from efftrain.study.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
+from efftrain.study.planning.base import STUDY_PRESETS, base
+from efftrain.study.planning.request import PlanError, Request, at_least_one, named
+from efftrain.study.planning.variants import BASELINE, QUICK_VARIANTS, VARIANTS, apply_variant, unavailable
 from efftrain.training.checkpoints.folder import CheckpointInfo
 from efftrain.training.config import RunConfig
 from efftrain.workload.text.config import TextConfig
@@ -99,7 +99,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def _origin(start: CheckpointInfo | None) -> dict[str, Any] | None:
-    from efftrain.study.origin import origin_of  # reads records, which a run can be made without
+    from efftrain.study.planning.origin import origin_of  # reads records, which a run can be made without
 
     return origin_of(start) if start else None
 

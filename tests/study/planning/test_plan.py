@@ -6,8 +6,8 @@ import pytest
 
 from efftrain.record.plain import from_plain
 from efftrain.study.folder import StudyFolder, claim, stored_plan, write_opening
-from efftrain.study.plan import Plan, make_plan
-from efftrain.study.request import PlanError, Request
+from efftrain.study.planning.plan import Plan, make_plan
+from efftrain.study.planning.request import PlanError, Request
 from efftrain.training.config import ConfigError
 
 

@@ -1,0 +1,1 @@
+"""What the fresh process of a run executes."""
