@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from efftrain.cli import options
 from efftrain.cli.groups import (
     BillOptions,
     HorizonOptions,
@@ -137,6 +138,9 @@ def _make(plan: "Plan", folder: "StudyFolder", settings: dict[str, Any]) -> type
 
     with progress() as observer:
         outcome = execute(plan, folder, settings, observer)
+    refused = [outcome.details[run] for run, status in outcome.statuses.items() if status == "refused"]
+    if refused and len(refused) == len(outcome.statuses):  # there is nothing to report but why
+        return options.fail(refused[0])
     report_folder(folder)
     return typer.Exit(_status(outcome))
 

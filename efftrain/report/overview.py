@@ -132,8 +132,8 @@ def _subtitle(variants: Sequence[VariantView], runs: Sequence[Run]) -> str:
     if not runs:
         return "no run was recorded"
     if len(runs) == 1:
-        where = f"{runs[0].ranks} ranks on {devices_of(runs[0])}" if runs[0].ranks > 1 else f"on {devices_of(runs[0])}"
-        return f"one run {where}; it ended as {runs[0].status}"
+        what = f"one run of {runs[0].ranks} ranks" if runs[0].ranks > 1 else "one run"
+        return f"{what} on {devices_of(runs[0])}; it ended as {runs[0].status}"
     seeds = len({r.seed for r in runs})
     what = f"{_count(len(variants), 'variant')} × {_count(seeds, 'seed')} on {devices_of(runs[0])}"
     return f"{what}; {sum(v.finished for v in variants)} of {_count(len(runs), 'run')} ended as planned"

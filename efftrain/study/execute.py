@@ -1,6 +1,6 @@
 """Runs a plan: each run in a fresh process, its journal followed while it grows, its record written when it ends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from efftrain.record.folder import StudyFolder
@@ -15,11 +15,19 @@ from efftrain.study.resume import resumption
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a study ended: the status of each run that was made, why others were not, and whether Ctrl-C ended it."""
+    """How a study ended.
+
+    Attributes:
+        statuses: of each run that was made, or was complete before.
+        not_made: why others were not.
+        interrupted: whether Ctrl-C ended it.
+        details: what each run that was made now said at its end, if it said something.
+    """
 
     statuses: dict[str, str]
     not_made: dict[str, str]
     interrupted: bool
+    details: dict[str, str] = field(default_factory=dict)
 
 
 def execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer: Observer) -> Outcome:
@@ -40,6 +48,7 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
     made = {run.run_id: run_status(folder, run) for run in plan.runs}
     statuses = {run_id: status for run_id, status in made.items() if status in ENDED_WELL}
     not_made: dict[str, str] = {}
+    details: dict[str, str] = {}
     idle: dict[str, Any] = {}
     interrupted = False
     write_opening(folder, plan, settings)
@@ -64,8 +73,8 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
             }  # fmt: skip
             before = resumption(run, folder, observer.message)
             spec = {**run_spec(plan, run, folder, facts), **before}
-            statuses[run.run_id], detail, interrupted = make_run(run, folder, spec, observer, crew)
-            observer.run_ended(run, statuses[run.run_id], detail)
+            statuses[run.run_id], details[run.run_id], interrupted = make_run(run, folder, spec, observer, crew)
+            observer.run_ended(run, statuses[run.run_id], details[run.run_id])
             if interrupted:
                 break
             collect(folder, settings={"not_made": not_made})
@@ -74,7 +83,7 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
         interrupted = True
     after = measure_idle_power(plan, observer, crew.rank) if idle and not interrupted else {}
     collect(folder, settings={"not_made": not_made, "idle_before": idle, "idle_after": after})
-    return Outcome(statuses, not_made, interrupted)
+    return Outcome(statuses, not_made, interrupted, details)
 
 
 def _drop_weights(plan: Plan, folder: StudyFolder, statuses: dict[str, str]) -> None:

@@ -38,8 +38,11 @@ WORKLOADS: dict[str, Workload] = {
     "1b": Workload(batch_size=4, learning_rate=3e-4, grad_accumulation=4),
 }
 
-UNKNOWN_MODEL = Workload(batch_size=4, learning_rate=5e-4)
-"""For models that no preset names."""
+RATE_TIMES_WIDTH = 0.512
+"""Learning rate of a model that no preset names, times its width: close to that of all presets."""
+
+DOCUMENTS_PER_SEQUENCE = 8
+"""A classifier's evaluation has so many times the sequences: each holds one prediction, not one for each token."""
 
 FINE_TUNING_SHARE = 0.1
 """Of a model's learning rate where training begins with a checkpoint: a fifth to a tenth is usual."""
@@ -98,7 +101,7 @@ def base(request: Request, preset: StudyPreset) -> Base:
     if model.num_classes is not None:
         classes = prepare(text, model.vocab_size).classes
         model = dataclasses.replace(model, num_classes=len(classes))
-    workload = WORKLOADS.get(name, UNKNOWN_MODEL)
+    workload = WORKLOADS.get(name) or Workload(batch_size=4, learning_rate=RATE_TIMES_WIDTH / model.d_model)
     config = _config(request, preset, model, workload, start)
     if config.lora:
         check_lora(config.lora, config.model)
@@ -127,7 +130,7 @@ def _config(
         grad_accumulation=grad_accumulation,
         precision=request.precision,
         eval_every=at_least_one(request.eval_every, max(1, steps // preset.evaluations), "--eval-every"),
-        eval_batches=preset.eval_batches,
+        eval_batches=preset.eval_batches * (DOCUMENTS_PER_SEQUENCE if model.num_classes else 1),
         device=request.device,
         threads=max(1, cpu().threads // this_rank().ranks),
         log_every=1 if request.device == "cpu" else 10,

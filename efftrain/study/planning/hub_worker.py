@@ -50,6 +50,7 @@ def describe_here(
         vocab_size=text.vocab_size,
         seq_len=seq_len or DEFAULT_SEQ_LEN,
         num_layers=text.num_hidden_layers,
+        d_model=text.hidden_size,
         attention=attention,
     )
     with fake_mode():

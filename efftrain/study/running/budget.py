@@ -90,6 +90,7 @@ class Budget:
         self._settings: dict[str, Any] = {}
         self._machines = 1
         self._durations: deque[float] = deque(maxlen=64)
+        self._ticking: set[str] = set()
         self._late: dict[str, int] = {}
         """ns by which a counter's last update may have been seen late: its joules are of less time than it seems."""
         self._step, self._first_ns = 0, 0
@@ -169,6 +170,8 @@ class Budget:
             from efftrain.meters.live import LiveMeter  # needs pydantic, without which runs can be made
 
             self._meter, self._settings = LiveMeter(line), line["config"]
+            # Others change all the time: a reading of theirs is not late.
+            self._ticking = {info["name"] for info in line["sensors"] if info.get("tick_s") != 0}
             absent = "; ".join(f"{part['component']}: {part['why']}" for part in line["absent"])
             self._machines = line.get("hosts", 1)
             if self._machines > 1:
@@ -179,7 +182,7 @@ class Budget:
                 self._say(f"{self._option} counts what can be read; not read here: {absent}")
         elif self._meter is not None:
             self._meter.feed(line)
-            if line["kind"] == "tick" and "since" in line:
+            if line["kind"] == "tick" and "since" in line and line["sensor"] in self._ticking:
                 self._late[line["sensor"]] = line["t"] - line["since"]
             if line["kind"] == "step":
                 self._step, self._first_ns = line["step"], self._first_ns or line["t"]

@@ -127,6 +127,7 @@ class HuggingFaceModel:
         vocab_size: rows of its embedding.
         seq_len: tokens of context that are trained; at most what its positions allow.
         num_layers: blocks.
+        d_model: width of the residual stream.
         attention: which implementation computes attention.
         parameters: all weights.
         model_flops_per_token: FLOP for forward and backward, counted by operation under PaLM's convention; the windows
@@ -139,6 +140,7 @@ class HuggingFaceModel:
     vocab_size: int
     seq_len: int
     num_layers: int
+    d_model: int = 768
     attention: Attention = "sdpa"
     parameters: int = 0
     model_flops_per_token: float = 0.0
