@@ -229,7 +229,7 @@ def test_resuming_a_complete_study_makes_no_run_again(small_study: Path, efftrai
 
 
 @pytest.mark.slow
-def test_a_budget_is_kept_and_nearly_used(efftrain: Efftrain, text_folder: Path, tmp_path: Path):
+def test_a_budget_is_kept_and_nearly_used(efftrain: Any, text_folder: Path, tmp_path: Path):
     out = tmp_path / "budget"
     done = efftrain(
         "train", "--steps", 3000, "--max-joules", 30, "--data", text_folder, "--device", "cpu", "--out", out
@@ -241,7 +241,7 @@ def test_a_budget_is_kept_and_nearly_used(efftrain: Efftrain, text_folder: Path,
     assert 0.8 * 30 < run["energy"]["total"]["value"] < 1.02 * 30
 
 
-def test_a_budget_below_one_step_is_one_line_and_exit_status_2(efftrain: Efftrain, text_folder: Path, tmp_path: Path):
+def test_a_budget_below_one_step_is_one_line_and_exit_status_2(efftrain: Any, text_folder: Path, tmp_path: Path):
     done = efftrain(
         "train", "--steps", 8, "--max-joules", 0.001, "--data", text_folder, "--device", "cpu", "--out", tmp_path / "b"
     )
