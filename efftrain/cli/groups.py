@@ -79,10 +79,12 @@ class ModelOptions:
         str | None, _model(help="causal (next token), masked (an encoder learns masked tokens) or classification.")
     ] = None
     attention: Annotated[str, _model(help="eager, sdpa or efftrain.")] = "sdpa"
-    init: Annotated[str | None, _model(help="How weights are drawn: scaled, xavier or he.")] = None
-    dropout: Annotated[float | None, _model(help="On residual branches and attention.")] = None
+    init: Annotated[str | None, _model(help="How weights are drawn: scaled (the default), xavier or he.")] = None
+    dropout: Annotated[float | None, _model(help="Probability on residual branches and attention; 0 if not given.")] = (
+        None
+    )
     window: Annotated[int | None, _model(help="Tokens that attention looks back on, the token itself included.")] = None
-    seq_len: Annotated[int | None, _model(help="Tokens of a sequence.")] = None
+    seq_len: Annotated[int | None, _model(help="Tokens of a sequence; the model's own if not given.")] = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,10 +116,18 @@ class StepOptions:
     device: Annotated[str, _step(help="auto, cpu, cuda or cuda:N.")] = "auto"
     precision: Annotated[str, _step(help="fp32, tf32, bf16 or fp16 (autocast), or pure-bf16 (fp32 masters).")] = "fp32"
     optimizer: Annotated[str, _step(help="AdamW of torch or of efftrain.")] = "torch"
-    batch_size: Annotated[int | None, _step(help="Sequences of a micro-batch, on each rank.")] = None
-    grad_accumulation: Annotated[int | None, _step(help="Micro-batches of a step.")] = None
-    learning_rate: Annotated[float | None, _step(help="After the warm-up.")] = None
-    weight_decay: Annotated[float | None, _step(help="Of matrices; norms, biases, embeddings have none.")] = None
+    batch_size: Annotated[
+        int | None, _step(help="Sequences of a micro-batch, on each rank; the model's own if not given.")
+    ] = None
+    grad_accumulation: Annotated[int | None, _step(help="Micro-batches of a step; the model's own if not given.")] = (
+        None
+    )
+    learning_rate: Annotated[
+        float | None, _step(help="At its peak, after the warm-up; by the model's width if not given.")
+    ] = None
+    weight_decay: Annotated[
+        float | None, _step(help="Of matrices, 0.1 if not given; norms, biases, embeddings have none.")
+    ] = None
     parallel: Annotated[str | None, _step(help="Under torchrun: ddp (whole copies, the default) or fsdp (shards).")] = (
         None
     )
@@ -127,16 +137,20 @@ class StepOptions:
 class HorizonOptions:
     """When it ends."""
 
-    steps: Annotated[int | None, _horizon(help="Optimizer steps.")] = None
+    steps: Annotated[int | None, _horizon(help="Optimizer steps; the preset's if not given.")] = None
     tokens: Annotated[int | None, _horizon(help="Trained tokens, instead of --steps.")] = None
-    tokens_per_parameter: Annotated[float | None, _horizon(help="The same, times the model's parameters.")] = None
-    max_flops: Annotated[float | None, _horizon(help="Model FLOP, instead of --steps: 1e15.")] = None
-    max_joules: Annotated[float | None, _horizon(help="Stop when the bill reaches so many J.")] = None
-    max_gco2e: Annotated[float | None, _horizon(help="Stop when it reaches so many g CO2e.")] = None
+    tokens_per_parameter: Annotated[
+        float | None, _horizon(help="Trained tokens for each weight of the model; about 20 spend a budget best.")
+    ] = None
+    max_flops: Annotated[float | None, _horizon(help="As many steps as keep within so many model FLOP: 1e15.")] = None
+    max_joules: Annotated[float | None, _horizon(help="Stop before the bill exceeds so many J.")] = None
+    max_gco2e: Annotated[float | None, _horizon(help="Stop before it exceeds so many g CO2e.")] = None
     patience: Annotated[int | None, _horizon(help="Stop after so many evaluations without a better loss.")] = None
-    min_delta: Annotated[float, _horizon(help="What counts as better, in nat.")] = 0.0
+    min_delta: Annotated[float, _horizon(help="How much lower a loss must be to count as better, in nat.")] = 0.0
     target_loss: Annotated[float | None, _horizon(help="Stop at this validation loss.")] = None
-    eval_every: Annotated[int | None, _horizon(help="Steps between evaluations.")] = None
+    eval_every: Annotated[
+        int | None, _horizon(help="Steps between evaluations; an eighth to a thirtieth of all if not given.")
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from efftrain.cli.groups import (
 def train(
     context: typer.Context,
     *,
-    variant: Annotated[str, typer.Option(help="What to train; see --variants of efftrain bench.")] = "baseline",
+    variant: Annotated[str, typer.Option(help="How: one of the variants that efftrain bench compares.")] = "baseline",
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
     preset: options.Preset = "quick",
     model: ModelOptions,
