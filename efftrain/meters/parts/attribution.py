@@ -32,7 +32,8 @@ def attribute(journal: Journal, ledger: Ledger, windows: Sequence[Window], whole
     if answer.power and blocks:
         return replace(answer, attribution=f"{answer.attribution}; the blocks were not needed")
     if not blocks:
-        return answer if journal.header.get("corpus") else replace(answer, attribution=_alone(answer))
+        repeatable = journal.header.get("corpus") and journal.header.get("ranks", 1) == 1
+        return answer if repeatable else replace(answer, attribution=_alone(answer))
     instead = block_energy(blocks, timeline(steps, spans, windows), spans, ledger.total, whole)
     if instead.power:
         return instead
@@ -40,5 +41,5 @@ def attribute(journal: Journal, ledger: Ledger, windows: Sequence[Window], whole
 
 
 def _alone(answer: PhaseEnergy) -> str:
-    """The sentence without the hint at blocks, which only a training of our own can repeat."""
+    """The sentence without the hint at blocks, which only a training of our own, of one rank, can repeat."""
     return answer.attribution.removesuffix(f"; {ALTERNATIVE}")
