@@ -65,15 +65,19 @@ def _read(paths: Sequence[Path]) -> tuple[dict[str, Journal], list[str]]:
 
 def _summed(journal: Journal, tokens: dict[int, int]) -> list[Line]:
     """The lines with the tokens of all ranks, of each step and of all up to each evaluation, and the work of all."""
+    ranks = int(journal.header.get("ranks", 1))
     until = dict(zip(tokens, accumulate(tokens.values()), strict=True))
+    own = dict(zip(tokens, accumulate(line["tokens"] for line in journal.of("step")), strict=True))
     changed: list[Line] = []
     for line in journal.lines:
         if line["kind"] == "step":
             changed.append({**line, "tokens": tokens[line["step"]]})
         elif line["kind"] == "evaluation":
-            changed.append({**line, "tokens": until.get(line["step"], line["tokens"])})
+            step = line["step"]
+            before = line["tokens"] - own.get(step, 0)  # by this rank in attempts before; other ranks did as many
+            changed.append({**line, "tokens": until.get(step, 0) + ranks * before})
         else:
-            changed.append(of_all_ranks(line, int(journal.header.get("ranks", 1))))
+            changed.append(of_all_ranks(line, ranks))
     return changed
 
 

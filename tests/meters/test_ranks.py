@@ -47,6 +47,16 @@ def test_two_ranks_of_a_machine_double_tokens_and_work_and_leave_joules(
     assert two.flops.mfu.value == pytest.approx(0.012)
 
 
+def test_evaluations_after_a_resume_count_the_tokens_of_all_attempts(
+    journal: Build, run_lines: list[dict[str, Any]], tmp_path: Path
+):
+    """The second attempt begins after step 8 of 20; each of two ranks trains 512 tokens a step."""
+    resumed = [line for line in run_lines if line["kind"] != "step" or line["step"] > 8]
+    other = write(tmp_path / "rank-1.jsonl", steps(resumed), sensors=[])
+    whole = with_ranks(journal(resumed, ranks=2, hosts=1), [other])
+    assert [line["tokens"] for line in whole.of("evaluation")] == [2 * 10 * 512, 2 * 20 * 512]
+
+
 def test_joules_of_a_second_machine_with_another_clock_are_added(
     journal: Build, run_lines: list[dict[str, Any]], header: Callable[..., Any], tmp_path: Path
 ):
