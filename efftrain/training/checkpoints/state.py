@@ -8,7 +8,7 @@ import random
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_state_dict,
     set_state_dict,
 )
@@ -29,6 +30,8 @@ from efftrain.training.optimizer import build_optimizer
 from efftrain.training.precision.autocast import prepare_precision
 from efftrain.training.session import Session
 from efftrain.workload.models.build import build_model
+
+_MOMENTS: Final = "optimizer.state."
 
 
 def reshape(session: Session, info: CheckpointInfo) -> None:
@@ -58,11 +61,12 @@ def resume(
         CheckpointError: the checkpoint is of another model, or cannot be read.
     """
     reshape(session, info)
-    state = full_state(session, rank)
+    state = _state(session, rank)
     _load(state, info, group)
     set_state_dict(
-        session.model, session.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-    )
+        session.model, session.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"],
+        options=StateDictOptions(strict=False),  # parameters may have no moments; names of weights were compared
+    )  # fmt: skip
     if session.scaler:
         session.scaler.load_state_dict(state["scaler"])
     horizon.best, horizon.waited = info.facts["horizon"]["best"], info.facts["horizon"]["waited"]
@@ -71,7 +75,20 @@ def resume(
 
 
 def full_state(session: Session, rank: int) -> dict[str, Any]:
-    """Everything that the next step depends on, with parameters under their names in the model."""
+    """Everything that the next step depends on, with parameters under their names in the model.
+
+    An optimizer that has made no step yet, as where fp16 has skipped all so far, has no moments; it is left like that.
+    """
+    no_step = not session.optimizer.state
+    state = _state(session, rank)
+    if no_step:
+        session.optimizer.state.clear()
+        state["optimizer"]["state"] = {}
+    return state
+
+
+def _state(session: Session, rank: int) -> dict[str, Any]:
+    """The same with moments for every parameter: torch makes a step without gradients where there were none at all."""
     model, optimizer = get_state_dict(session.model, session.optimizer)
     scaler = {"scaler": session.scaler.state_dict()} if session.scaler else {}
     return {"model": model, "optimizer": optimizer, **scaler, "random": {str(rank): _random_state(session.device)}}
@@ -99,7 +116,9 @@ def _load(state: dict[str, Any], info: CheckpointInfo, group: dist.ProcessGroup 
     expect_one_process(group)
     try:
         reader = FileSystemReader(info.folder)
-        _check_names(state["model"], reader.read_metadata(), info)
+        metadata = reader.read_metadata()
+        _check_names(state["model"], metadata, info)
+        _drop_unknown(state["optimizer"]["state"], metadata)
         load(state, storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointError:
         raise
@@ -121,6 +140,13 @@ def _check_names(weights: Mapping[str, Tensor], metadata: Metadata, info: Checkp
             raise CheckpointError(
                 f"{info.folder}: is of another model: {name} is {there or 'not there'}, here {here or 'unknown'}"
             )
+
+
+def _drop_unknown(moments: dict[str, Any], metadata: Metadata) -> None:
+    """Ask for no moments of parameters that had none: those that had no gradient by then."""
+    stored = {name.rpartition(".")[0] for name in metadata.state_dict_metadata}
+    for name in moments.keys() - {name.removeprefix(_MOMENTS) for name in stored if name.startswith(_MOMENTS)}:
+        del moments[name]
 
 
 def is_pruned(session: Session) -> bool:

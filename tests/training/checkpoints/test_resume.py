@@ -18,9 +18,10 @@ from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo
 from efftrain.training.checkpoints.start import load_start
 from efftrain.training.checkpoints.state import reshape, resume
 from efftrain.training.checkpoints.writer import CheckpointWriter
-from efftrain.training.config import HorizonConfig, OptimizerConfig, PruneConfig, RunConfig
+from efftrain.training.config import HorizonConfig, OptimizerConfig, OptimizerName, PruneConfig, RunConfig
 from efftrain.training.horizon import Horizon
 from efftrain.training.loop import train
+from efftrain.training.optimizer import build_optimizer
 from efftrain.training.session import Session, build_session, preserved, train_step
 from efftrain.workload.models.build import build_model
 from tests.training.conftest import TINY, RandomBatches
@@ -191,6 +192,59 @@ def test_an_interrupted_training_keeps_where_it_stopped(tiny_config: Callable[..
     status = train(build_session(config), batches(config), notes, checkpoints=writer, should_stop=lambda: next(asked))
     assert status == "interrupted"
     assert find(tmp_path).step == 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "pure-bf16"])
+def test_a_parameter_that_never_had_a_gradient_has_no_moments(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, precision: str
+):
+    def with_spare(config: RunConfig) -> Session:
+        session = build_session(config)
+        session.model.register_parameter("spare", torch.nn.Parameter(torch.ones(3)))
+        session.use_model(session.model, build_optimizer(session.model, config.optimizer, config.precision))
+        return session
+
+    config = tiny_config(checkpoint_every=3, precision=precision)
+    whole, notes = with_spare(config), Notes()
+    writer = CheckpointWriter(tmp_path, config, notes, identity=IDENTITY)
+    train(whole, RandomBatches(config), notes, checkpoints=writer)
+    again, horizon = with_spare(config), Horizon(config.horizon)
+    first = resume(again, find(tmp_path / "step-00000003"), horizon)
+    train(again, RandomBatches(config), Notes(), horizon=horizon, first_step=first)
+    assert same_state(again, whole)
+    assert len(again.optimizer.state) == len(list(again.model.parameters())) - 1
+
+
+@pytest.mark.parametrize("optimizer", ["torch", "efftrain"])
+def test_where_fp16_has_skipped_every_step_there_are_no_moments_and_keeping_makes_none(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, optimizer: OptimizerName
+):
+    def overflowing(config: RunConfig) -> Session:
+        session = build_session(config)
+        session.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120, growth_interval=1000, backoff_factor=2.0**-32)
+        return session
+
+    def made(folder: Path | None, info: CheckpointInfo | None = None) -> tuple[Session, Notes]:
+        session, notes, horizon = overflowing(config), Notes(), Horizon(config.horizon)
+        first = resume(session, info, horizon) if info else 1
+        writer = CheckpointWriter(folder, config, notes, identity=IDENTITY) if folder else None
+        train(session, RandomBatches(config), notes, horizon=horizon, checkpoints=writer, first_step=first)
+        return session, notes
+
+    config = tiny_config(checkpoint_every=1, precision="fp16", optimizer=OptimizerConfig(name=optimizer))
+    (without, untouched), (kept, notes) = made(None), made(tmp_path / "all")
+    assert any("was skipped" in note for note in notes.notes)
+    assert same_state(kept, without)
+    assert notes.losses == untouched.losses
+    first = overflowing(config)
+    train_step(first, lambda: RandomBatches(config).train(1), lambda _: None)
+    writer = CheckpointWriter(tmp_path / "first", config, Notes(), identity=IDENTITY)
+    writer.save(first, 1, Horizon(config.horizon))
+    writer.close()
+    assert not first.optimizer.state
+    again, resumed = made(None, find(tmp_path / "first"))
+    assert same_state(again, without)
+    assert resumed.losses == {step: untouched.losses[step] for step in range(2, 7)}
 
 
 @pytest.mark.parametrize("change", [{"num_layers": 3}, {"num_layers": 1}, {"d_ff": 32}])
