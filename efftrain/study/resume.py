@@ -6,6 +6,7 @@ training of its own, on whose bill nothing stands that was lost before.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from efftrain.meters.attempts import assemble_attempts
 from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import Journal, JournalError, read_journal
 from efftrain.study.planning.plan import RunPlan
-from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo, find, remove_unfinished, step_folders
+from efftrain.training.checkpoints.folder import (
+    CheckpointError,
+    CheckpointInfo,
+    find,
+    move_aside,
+    remove_unfinished,
+    step_folders,
+)
 
 FRESH: dict[str, Any] = {"resume": None, "before": None}
 """For a run that begins at its beginning."""
@@ -40,6 +48,8 @@ def resumption(run: RunPlan, folder: StudyFolder, say: Callable[[str], None]) ->
     journals = _readable(folder, run.run_id)
     if info is None and not journals:
         return FRESH
+    for moved in move_aside(folder.checkpoints(run.run_id), info.step if info else 0):
+        say(f"a checkpoint that is passed over stays as {moved}")
     say(f"{run.run_id} goes on after step {info.step}" if info else f"{run.run_id} kept no checkpoint: from step 1")
     return {
         "resume": str(info.folder) if info else None,
@@ -49,17 +59,20 @@ def resumption(run: RunPlan, folder: StudyFolder, say: Callable[[str], None]) ->
 
 
 def _put_aside(folder: StudyFolder, run_id: str) -> None:
-    """Move the journals of the last attempt to the attempts; one that holds nothing is removed."""
+    """Move the journals of the last attempt to the attempts, those of all ranks of this machine.
+
+    Where the first rank's is gone or cannot be read, they are no attempt, and end in `.unreadable` there.
+    """
     journal = folder.journal(run_id)
-    if not journal.exists():
+    left = [path for path in (journal, *folder.ranks(run_id)) if path.exists()]
+    if not left:
         return
-    if _read(journal) is None:
-        journal.unlink()
-        return
-    folder.attempts_folder(run_id).mkdir(exist_ok=True)
-    number = len(folder.attempts(run_id)) + 1
-    for path in (journal, *folder.ranks(run_id)):
-        path.rename(folder.attempt(run_id, number, rank=None if path == journal else path.stem))
+    attempts, readable = folder.attempts_folder(run_id), _read(journal) is not None
+    attempts.mkdir(exist_ok=True)
+    number = 1 + max((int(re.split(r"\D", path.name)[0] or 0) for path in attempts.iterdir()), default=0)
+    for path in left:
+        to = folder.attempt(run_id, number, rank=None if path == journal else path.stem)
+        path.rename(to if readable else to.with_name(f"{to.name}.unreadable"))
 
 
 def _checkpoint(run: RunPlan, folder: StudyFolder, say: Callable[[str], None]) -> CheckpointInfo | None:

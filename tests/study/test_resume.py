@@ -19,7 +19,7 @@ from efftrain.record.quantities import estimate
 from efftrain.study.collect import collect
 from efftrain.study.planning.plan import Request, RunPlan, make_plan
 from efftrain.study.resume import FRESH, resumption
-from efftrain.training.checkpoints.folder import find, finish, step_folder, unfinished_folder
+from efftrain.training.checkpoints.folder import find, finish, keep_newest, step_folder, unfinished_folder
 
 RUN = "baseline-s0"
 STEPS, EVERY = 360, 20
@@ -111,7 +111,27 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(study: StudyFold
     assert resumption(run, study, said.append)["resume"] == str(older)
     assert "damaged" in said[0]
     assert older.name in said[0]
-    assert sorted(path.name for path in study.checkpoints(RUN).iterdir()) == [older.name, newest.name]
+    moved = f"passed-over-{newest.name}"  # it would take one of two places for ever
+    assert sorted(path.name for path in study.checkpoints(RUN).iterdir()) == [moved, older.name]
+    assert moved in said[1]
+
+
+def test_checkpoints_of_a_training_that_begins_again_are_not_taken_for_older_ones(study: StudyFolder):
+    run, said = planned(), []
+    written(study.journal(RUN), run, range(1, 23))
+    for step in (15, 20):
+        (keep(study, run, step) / "__0_0.distcp").write_bytes(b"weight5")
+    assert resumption(run, study, said.append)["resume"] is None
+    for step in (5, 10):
+        keep(study, run, step)
+        keep_newest(study.checkpoints(RUN), 2)
+    assert find(study.checkpoints(RUN)).step == 10
+    written(study.journal(RUN), run, range(1, 12))
+    assert resumption(run, study, said.append)["resume"] == str(step_folder(study.checkpoints(RUN), 10))
+    (keep(study, run, 20) / "__0_0.distcp").write_bytes(b"weight5")
+    resumption(run, study, said.append)
+    names = sorted(path.name for path in study.checkpoints(RUN).glob("passed-over-*"))
+    assert names == ["passed-over-step-00000015", "passed-over-step-00000020", "passed-over-step-00000020-2"]
 
 
 def test_killed_before_its_first_checkpoint_it_begins_again_and_all_of_it_is_billed(study: StudyFolder):
@@ -151,6 +171,32 @@ def test_a_journal_that_holds_nothing_is_no_attempt(study: StudyFolder):
     study.journal(RUN).write_text('{"kind":"hea')
     assert resumption(planned(), study, print) == FRESH
     assert study.run_ids() == []
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe no journal", b""])
+def test_ranks_of_an_attempt_without_a_journal_are_out_of_the_way_and_nothing_is_lost(
+    study: StudyFolder, content: bytes | None
+):
+    run = planned()
+    keep(study, run, 5)
+    written(study.journal(RUN), run, range(1, 8))
+    resumption(run, study, print)
+    for _ in range(2):
+        (study.run(RUN) / "rank-1.jsonl").write_text("what it wrote")
+        if content is not None:
+            study.journal(RUN).write_bytes(content)
+        assert resumption(run, study, print)["before"]["attempts"] == 1
+        assert not study.ranks(RUN)
+        assert not study.journal(RUN).exists()
+    left = sorted(path.name for path in study.attempts_folder(RUN).iterdir())
+    ranks = ["2-rank-1.jsonl.unreadable", "3-rank-1.jsonl.unreadable"]
+    journals = [] if content is None else ["2.jsonl.unreadable", "3.jsonl.unreadable"]
+    assert left == sorted(["1.jsonl", *ranks, *journals])
+    if content is not None:
+        assert (study.attempts_folder(RUN) / "2.jsonl.unreadable").read_bytes() == content
+    written(study.journal(RUN), run, range(6, 10))
+    resumption(run, study, print)
+    assert [path.name for path in study.attempts(RUN)] == ["1.jsonl", "4.jsonl"]
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -8,6 +8,7 @@ choice because every shell can check it, and processors with SHA instructions re
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -161,6 +162,28 @@ def keep_newest(checkpoints: Path, count: int) -> None:
     """Remove all but the newest `count` checkpoints."""
     for folder in step_folders(checkpoints)[:-count]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_aside(checkpoints: Path, after: int) -> list[Path]:
+    """Take the checkpoints after a step out of the way of a training that goes on there: `passed-over-step-N`.
+
+    They would be the newest for ever, and what such a training keeps would be removed.
+
+    Args:
+        checkpoints: the folder of a run.
+        after: the step of the checkpoint that is resumed from; 0 for none.
+
+    Returns:
+        Where they are now.
+    """
+    found = [path for path in step_folders(checkpoints) if int(path.name.removeprefix("step-")) > after]
+    return [path.rename(_free(path.with_name(f"passed-over-{path.name}"))) for path in found]
+
+
+def _free(path: Path) -> Path:
+    """The path, or one with a number where something is there."""
+    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(each for each in itertools.chain([path], others) if not each.exists())
 
 
 def size_bytes(folders: Iterable[Path]) -> int:
