@@ -3,8 +3,8 @@
 It ends when rank 0 says so, or when torchrun does.
 """
 
-import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -19,12 +19,16 @@ from typing import Any, Final
 from efftrain.monitor.idle import measure_idle
 from efftrain.monitor.launch import Rank, this_rank
 from efftrain.monitor.machine import find_sensors
-from efftrain.study.launch import LOST_PATIENCE_S, holds, open_store
+from efftrain.record.journal import JournalTail
+from efftrain.record.recorder import ENDED_WELL
+from efftrain.study.launch import LOST_PATIENCE_S, Loss, holds, open_store, tell_end
+from efftrain.study.process import SAVE_PATIENCE_S, STOP_PATIENCE_S
 
 WAIT_S: Final = 0.1
-STOP_PATIENCE_S: Final = 20.0
 IDLE_S: Final = 10.0
 INTERRUPTED: Final = 130
+AGREED: Final = ENDED_WELL | {"interrupted", "diverged"}
+"""Ends that all ranks come to together."""
 
 
 def is_follower(arguments: list[str]) -> bool:
@@ -94,46 +98,75 @@ class Follower:
         log = spec.with_name(f"rank-{self._rank.rank}.txt")
         own = json.dumps({"parent": os.getpid(), "idle": self._idle})
         try:
+            keeps = json.loads(spec.read_text())["config"]["checkpoint_every"] is not None
             with log.open("wb") as file:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "efftrain.study.running.worker", str(spec), own], cwd=message["cwd"],
                     stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
                 )  # fmt: skip
-            self._wait(process, run)
-            reason = self._reason(process.returncode, log)
+            part = _Part(process, JournalTail(log.with_suffix(".jsonl")), SAVE_PATIENCE_S if keeps else STOP_PATIENCE_S)
+            while part.goes_on(asked=self._asked, over=holds(self._store, f"{run}/over")):
+                time.sleep(WAIT_S)
+            loss = self._loss(part, log)
         except OSError as error:  # a machine that does not see the folder
-            reason = f"rank {self._rank.rank} cannot take part: {error}"
-        with contextlib.suppress(Exception):
-            if reason:
-                self._store.set(f"{run}/lost", reason)
-            self._store.set(f"{run}/ended/{self._rank.rank}", reason)
+            loss = Loss(f"rank {self._rank.rank} cannot take part: {error}")
+        tell_end(self._store, run, self._rank.rank, loss)
 
-    def _wait(self, process: subprocess.Popen[bytes], run: str) -> None:
-        """Until the process ends; it is ended where rank 0's has, or where it does not stop when asked."""
-        end: float | None = None
-        told = False
-        while process.poll() is None:
-            if self._asked and not told:
-                told, end = True, time.monotonic() + STOP_PATIENCE_S
-                process.send_signal(signal.SIGINT)
-            if end is None and holds(self._store, f"{run}/over"):
-                end = time.monotonic() + LOST_PATIENCE_S
-            if end is not None and time.monotonic() > end:
-                process.kill()
-                process.wait()
-            time.sleep(WAIT_S)
-
-    def _reason(self, returncode: int, log: Path) -> str:
-        """Why this rank was lost, in one line; nothing where it was not."""
+    def _loss(self, part: "_Part", log: Path) -> Loss | None:
+        """Why this rank was lost, or None."""
+        returncode = part.process.returncode
+        if part.failed:
+            log.unlink(missing_ok=True)
+            status = "oom" if part.failed["status"] == "oom" else "failed"
+            return Loss(f"rank {self._rank.rank}: {part.failed.get('detail', part.failed['status'])}", status)
         if returncode == 0 or (self._asked and returncode == -signal.SIGINT):  # which may come after its end
             log.unlink(missing_ok=True)
-            return ""
+            return None
         if returncode < 0:
-            return f"rank {self._rank.rank} was killed by {signal.Signals(-returncode).name}"
-        return f"rank {self._rank.rank} ended with status {returncode}: {_last_error(log)}"
+            name = signal.Signals(-returncode).name
+            return None if part.left_behind else Loss(f"rank {self._rank.rank} was killed by {name}")
+        return Loss(f"rank {self._rank.rank} ended with status {returncode}: {_last_error(log)}")
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
+
+
+class _Part:
+    """This rank's process in a run.
+
+    Attributes:
+        process: it.
+        failed: the end line of its journal where it failed by itself, which others may not have noticed yet.
+        left_behind: it was ended because the run is over.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], journal: JournalTail, patience_s: float) -> None:
+        self.process, self._journal, self._patience_s = process, journal, patience_s
+        self.failed: dict[str, Any] = {}
+        self.left_behind = False
+        self._asked, self._over = False, False
+        self._until = math.inf
+
+    def goes_on(self, *, asked: bool, over: bool) -> bool:
+        """Whether it still runs; one that does not stop soon when it should is ended.
+
+        Args:
+            asked: whether it shall stop.
+            over: whether rank 0's process has ended.
+        """
+        running = self.process.poll() is None
+        ends = [line for line in self._journal.read() if line["kind"] == "end" and line["status"] not in AGREED]
+        self.failed = ends[-1] if ends else self.failed
+        if running and asked and not self._asked:
+            self._asked, self._until = True, time.monotonic() + self._patience_s
+            self.process.send_signal(signal.SIGINT)
+        if not self._over and (over or self.failed):
+            self._over, self._until = True, min(self._until, time.monotonic() + LOST_PATIENCE_S)
+        if running and time.monotonic() > self._until:
+            self.left_behind = self._over
+            self.process.kill()
+            self.process.wait()
+        return running
 
 
 def _last_error(log: Path) -> str:

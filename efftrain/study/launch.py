@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -26,6 +27,19 @@ LOST_PATIENCE_S: Final = 5.0
 """How long the process of a rank may go on when another one is lost: it mostly ends by itself, with an error."""
 ANSWER_S: Final = 10.0
 POLL_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """That a rank cannot go on.
+
+    Attributes:
+        reason: in one line that names the rank.
+        status: how the run ends for it, `failed` or `oom`.
+    """
+
+    reason: str
+    status: str = "failed"
 
 
 class Crew(Protocol):
@@ -45,8 +59,8 @@ class Crew(Protocol):
         """Called again and again while this rank's process runs; ends it where another one is lost and it does not."""
         ...
 
-    def ended(self, returncode: int | None) -> str:
-        """Wait until the others have ended too, which is soon; which rank was lost, in one line, or nothing.
+    def ended(self, returncode: int | None) -> Loss | None:
+        """Wait until the others have ended too, which is soon; which rank was lost, if one was.
 
         Args:
             returncode: of this rank's process.
@@ -69,9 +83,9 @@ class NoCrew:
     def watch(self, process: subprocess.Popen[bytes]) -> None:
         """See `Crew.watch`."""
 
-    def ended(self, returncode: int | None) -> str:
+    def ended(self, returncode: int | None) -> Loss | None:
         """See `Crew.ended`."""
-        return ""
+        return None
 
 
 class Followers:
@@ -100,16 +114,16 @@ class Followers:
             self._gave_up = True
             process.kill()
 
-    def ended(self, returncode: int | None) -> str:
+    def ended(self, returncode: int | None) -> Loss | None:
         """See `Crew.ended`."""
         if not self._run_id:
-            return ""
+            return None
         with contextlib.suppress(Exception):  # a launcher that is gone has taken the store along
             self._store.set(f"{self._run_id}/over", "")
-        reasons = [self._answer(rank) for rank in range(1, self.rank.size)]
+        answers = [self._answer(rank) for rank in range(1, self.rank.size)]
         if returncode == -signal.SIGKILL and not self._gave_up:
-            return ""  # this one was lost first
-        return first_cause(reasons)
+            return None  # this one was lost first
+        return first_cause([answer for answer in answers if answer])
 
     def dismiss(self) -> None:
         """The study has ended, and so may the others."""
@@ -120,7 +134,7 @@ class Followers:
         self._store.set(f"message/{self._sent}", json.dumps(message))
         self._sent += 1
 
-    def _answer(self, rank: int) -> str:
+    def _answer(self, rank: int) -> Loss | None:
         """How a rank's part has ended; a rank of which another one told that it is lost is not waited for."""
         key, end = f"{self._run_id}/ended/{rank}", time.monotonic() + ANSWER_S
         while not holds(self._store, key) and time.monotonic() < end:
@@ -128,8 +142,10 @@ class Followers:
                 end = min(end, time.monotonic() + 1.0)
             time.sleep(POLL_S)
         with contextlib.suppress(Exception):
-            return self._store.get(key).decode() if holds(self._store, key) else f"rank {rank} does not answer"
-        return ""
+            if not holds(self._store, key):
+                return Loss(f"rank {rank} does not answer")
+            return Loss(**told) if (told := json.loads(self._store.get(key))) else None
+        return None
 
 
 @contextmanager
@@ -179,10 +195,19 @@ def holds(store: Any, key: str) -> bool:
         return False
 
 
-def first_cause(reasons: list[str]) -> str:
-    """Of all that went wrong, what did so first: who was killed; not who lost the connection to somebody."""
-    causes = [reason for reason in reasons if reason and "onnection" not in reason]
-    return next((reason for reason in causes if "killed" in reason), next(iter(causes), ""))
+def tell_end(store: Any, run_id: str, rank: int, loss: Loss | None) -> None:
+    """Tell rank 0 how another rank's part in a run ended; a store that is gone is told nothing."""
+    with contextlib.suppress(Exception):
+        if loss:
+            store.set(f"{run_id}/lost", "")
+        store.set(f"{run_id}/ended/{rank}", json.dumps(asdict(loss) if loss else None))
+
+
+def first_cause(losses: list[Loss]) -> Loss | None:
+    """Of all that went wrong, what did so first: who had no memory or was killed; not who lost the connection."""
+    causes = [loss for loss in losses if "onnection" not in loss.reason]
+    likely = sorted(causes, key=lambda loss: (loss.status != "oom", "killed" not in loss.reason))
+    return next(iter(likely), None)
 
 
 def check_ranks(plan: Plan, settings: Mapping[str, Any], rank: Rank) -> None:

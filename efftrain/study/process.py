@@ -27,7 +27,7 @@ from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import Journal, JournalError, JournalTail, Line, append_line, read_journal
 from efftrain.record.quantities import Quantity, correlated
 from efftrain.record.recorder import ENDED_WELL
-from efftrain.study.launch import Crew, NoCrew, peak_of_all
+from efftrain.study.launch import Crew, Loss, NoCrew, peak_of_all
 from efftrain.study.peaks import peak_rates
 from efftrain.study.planning.plan import Plan, RunPlan
 from efftrain.training.config import Precision, RunConfig
@@ -118,7 +118,7 @@ def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
 
 
 def _close_journal(
-    run: RunPlan, folder: StudyFolder, spec: dict[str, Any], ended_by: int | Literal["interrupted"], lost: str
+    run: RunPlan, folder: StudyFolder, spec: dict[str, Any], ended_by: int | Literal["interrupted"], lost: Loss | None
 ) -> None:
     """Write what a dead process could not: how it ended. A process that was killed is left without an end line.
 
@@ -135,7 +135,7 @@ def _close_journal(
     if ended or (ended_by == -signal.SIGKILL and not lost):
         return
     if lost:
-        append_line(path, "end", status="failed", detail=lost)
+        append_line(path, "end", status=lost.status, detail=lost.reason)
     elif ended_by == "interrupted":
         append_line(path, "end", status="interrupted")
     else:

@@ -1,5 +1,6 @@
 """`torchrun ... efftrain train`: one record of all ranks, and one of a launch that lost a rank."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,8 +18,9 @@ from torch._C._distributed_c10d import HashStore
 
 from efftrain.hardware import probe
 from efftrain.monitor.launch import Rank, this_rank
-from efftrain.study.follower import follow, is_follower
-from efftrain.study.launch import Followers, NoCrew, check_ranks, first_cause, peak_of_all
+from efftrain.record.journal import JournalTail, append_line
+from efftrain.study.follower import _Part, follow, is_follower  # pyright: ignore[reportPrivateUsage]
+from efftrain.study.launch import Followers, Loss, NoCrew, check_ranks, first_cause, peak_of_all, tell_end
 from efftrain.study.planning.plan import make_plan
 from efftrain.study.planning.request import PlanError, Request
 from efftrain.study.running.ranks import config_of_rank, journal_of_rank, sensors_of_rank
@@ -143,6 +145,36 @@ def test_a_lost_rank_ends_the_run_with_a_record_that_names_it(torchrun: Torchrun
     assert "failed: rank 1 was killed by SIGKILL" in run["notes"]
     assert run["energy"]["total"]["value"] > 0
     assert (tmp_path / "out/report.html").exists()
+
+
+HUNGRY = """
+import os, sys
+if os.environ.get("RANK") == "1" and "efftrain.study.running.worker" in sys.orig_argv:
+    import torch
+    from efftrain.training import loop
+    step = loop.train_step
+    def hungry(session, batch, mark):
+        hungry.calls += 1
+        if hungry.calls == 4:
+            torch.empty(2**50, dtype=torch.uint8)
+        return step(session, batch, mark)
+    hungry.calls, loop.train_step = 0, hungry
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_without_memory_is_named_in_a_record_that_says_oom(
+    torchrun: Torchrun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "hungry").mkdir()
+    (tmp_path / "hungry/sitecustomize.py").write_text(HUNGRY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hungry"))
+    process = torchrun("--steps", 100_000, "--checkpoint-every", 2)
+    output, _ = process.communicate(timeout=60)
+    assert "baseline-s0: oom" in output, output
+    run = record(tmp_path)
+    assert (run["status"], run["ranks"]) == ("oom", 2)
+    assert any(note.startswith("oom: rank 1: ") and "allocate memory" in note for note in run["notes"]), run["notes"]
 
 
 @pytest.mark.slow
@@ -275,10 +307,55 @@ def test_peaks_add_up_over_devices():
 
 
 def test_the_first_cause_is_told():
-    closed = "rank 2 ended with status 1: RuntimeError: Connection closed by peer"
-    assert first_cause(["", closed]) == ""
-    assert first_cause([closed, "rank 3 was killed by SIGKILL"]) == "rank 3 was killed by SIGKILL"
-    assert first_cause(["rank 1 ended with status 1: ValueError: x", closed]).endswith("ValueError: x")
+    closed = Loss("rank 2 ended with status 1: RuntimeError: Connection closed by peer")
+    killed, full = Loss("rank 3 was killed by SIGKILL"), Loss("rank 1: can't allocate memory", "oom")
+    other = Loss("rank 1 ended with status 1: ValueError: x")
+    assert first_cause([closed]) is None
+    assert first_cause([closed, other, killed]) == killed
+    assert first_cause([other, closed]) == other
+    assert first_cause([closed, killed, full]) == full
+
+
+def a_part(folder: Path, seconds: int, patience_s: float) -> _Part:
+    process = subprocess.Popen(["sh", "-c", f"trap '' INT; sleep {seconds} & wait; wait"], start_new_session=True)
+    time.sleep(0.2)  # the trap is set
+    return _Part(process, JournalTail(folder / "rank-1.jsonl"), patience_s)
+
+
+def wait_for(part: _Part, *, asked: bool = False, over: bool = False) -> float:
+    """How many seconds it goes on."""
+    began = time.monotonic()
+    while part.goes_on(asked=asked, over=over) and time.monotonic() - began < 20:
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(part.process.pid, signal.SIGKILL)  # what it started
+    return time.monotonic() - began
+
+
+def test_a_rank_without_memory_is_lost_though_its_process_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("efftrain.study.follower.LOST_PATIENCE_S", 0.2)
+    part = a_part(tmp_path, 60, 20.0)
+    assert part.goes_on(asked=False, over=False)
+    append_line(tmp_path / "rank-1.jsonl", "end", status="oom", detail="can't allocate memory")
+    assert wait_for(part) < 5
+    assert part.process.returncode == -signal.SIGKILL
+    assert part.failed["detail"] == "can't allocate memory"
+
+
+def test_a_rank_that_writes_a_checkpoint_is_given_the_time_for_it_unless_the_run_is_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr("efftrain.study.follower.LOST_PATIENCE_S", 0.2)
+    impatient, patient = (a_part(tmp_path, 2, patience_s) for patience_s in (0.3, 20.0))
+    append_line(tmp_path / "rank-1.jsonl", "end", status="interrupted")
+    assert wait_for(impatient, asked=True) < 1.5
+    assert (impatient.process.returncode, impatient.left_behind) == (-signal.SIGKILL, False)
+    wait_for(patient, asked=True)
+    assert (patient.process.returncode, patient.failed) == (0, {})
+    left = a_part(tmp_path, 60, 20.0)
+    assert left.goes_on(asked=True, over=False)
+    assert wait_for(left, asked=True, over=True) < 5
+    assert left.left_behind
 
 
 def test_a_rank_that_hangs_is_ended_when_another_is_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -290,14 +367,13 @@ def test_a_rank_that_hangs_is_ended_when_another_is_lost(monkeypatch: pytest.Mon
     process = subprocess.Popen(["sleep", "60"])
     followers.watch(process)
     assert process.poll() is None
-    store.set("r/lost", "rank 1 was killed by SIGKILL")
-    store.set("r/ended/1", "rank 1 was killed by SIGKILL")
+    tell_end(store, "r", 1, Loss("rank 1: no memory", "oom"))
     began = time.monotonic()
     while process.poll() is None and time.monotonic() - began < 10:
         followers.watch(process)
         time.sleep(0.05)
     assert process.returncode == -signal.SIGKILL
-    assert followers.ended(process.returncode) == "rank 1 was killed by SIGKILL"
+    assert followers.ended(process.returncode) == Loss("rank 1: no memory", "oom")
     assert store.check(["r/over"])
     followers.dismiss()
     assert json.loads(store.get("message/1")) == {"kind": "end"}

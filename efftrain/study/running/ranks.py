@@ -1,6 +1,5 @@
 """One rank's part in a run: its device, its journal, the sensors that it reads, and its place among the others."""
 
-import contextlib
 import dataclasses
 import os
 import threading
@@ -16,7 +15,7 @@ from efftrain.monitor.launch import Rank
 from efftrain.monitor.machine import find_sensors
 from efftrain.monitor.tree import of_tree
 from efftrain.sensors.protocol import Discovery
-from efftrain.study.launch import open_store
+from efftrain.study.launch import Loss, open_store, tell_end
 from efftrain.training.config import ConfigError, RunConfig
 from efftrain.training.ranks import Alone, Ranks
 
@@ -95,7 +94,5 @@ def _leave_with_parent(parent: int, store: Any, run_id: str, rank: Rank) -> None
         time.sleep(ORPHAN_POLL_S)
     if rank.rank == 0:
         time.sleep(ORPHAN_PATIENCE_S)
-    with contextlib.suppress(Exception):
-        store.set(f"{run_id}/lost", f"the command of rank {rank.rank} was killed")
-        store.set(f"{run_id}/ended/{rank.rank}", f"the command of rank {rank.rank} was killed")
+    tell_end(store, run_id, rank.rank, Loss(f"the command of rank {rank.rank} was killed"))
     os._exit(1)
