@@ -15,7 +15,9 @@ USAGE = 2
 Preset = Annotated[str, typer.Option(help="Size of the study: quick, standard or full.")]
 Variants = Annotated[
     str | None,
-    typer.Option(help="Comma-separated: baseline,bf16,recompute,selective,pruned,distilled,fp16,pure-bf16,tf32,compile,kernels."),
+    typer.Option(
+        help="Comma-separated: baseline,bf16,recompute,selective,pruned,distilled,fp16,pure-bf16,tf32,compile,kernels."
+    ),
 ]
 Seeds = Annotated[int | None, typer.Option(help="Runs of each variant, each with its own seed.")]
 

@@ -84,7 +84,7 @@ def run_new(request: "Request", settings: dict[str, Any], out: Path, *, force: b
 
     plan = make_plan(request)
     _check(plan, settings)
-    raise _make(plan, claim(out, force=force), settings)
+    raise _make(plan, claim(out, force=force, needed=plan.needed), settings)
 
 
 def run_on(out: Path) -> None:

@@ -14,7 +14,8 @@ from efftrain.report.format import figure, percent
 
 ALWAYS = ("time_total", "energy_total")
 WHERE_KNOWN = (
-    "energy_above_idle", "energy_per_token", "tokens_per_second", "time_step", "final_validation", "peak_memory", "mfu",
+    "energy_above_idle", "energy_per_token", "tokens_per_second", "time_step", "final_validation", "perplexity",
+    "peak_memory", "mfu",
 )  # fmt: skip
 
 
@@ -33,7 +34,8 @@ def bill(study: Study, runs: Sequence[Run]) -> list[BillRow]:
     if len(runs) != 1 or len(study.variants) > 1:
         return []
     (run,) = runs
-    known = [name for name in WHERE_KNOWN if FIGURES[name].take(run).value]
+    unasked = {"perplexity"} if run.classification else set()
+    known = [name for name in WHERE_KNOWN if name not in unasked and FIGURES[name].take(run).value]
     return [
         *(_figure(name, run) for name in ALWAYS),
         *(_row(f"of which {_words(name)}", q, figure(q)) for name, q in run.energy.components.items()),

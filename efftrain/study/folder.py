@@ -6,6 +6,7 @@ reported and resumed.
 
 import dataclasses
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,26 @@ STUDY_FILES = (
 STUDY_FOLDERS = ("runs",)
 
 
-def claim(root: Path, *, force: bool) -> StudyFolder:
+def claim(root: Path, *, force: bool, needed: Iterable[str] = ()) -> StudyFolder:
     """A folder for a new study; an old study there goes only with `force`.
 
+    Args:
+        root: the folder.
+        force: whether an old study may go.
+        needed: paths that the new study reads, which must not lie in it.
+
     Raises:
-        PlanError: a study is there, or a folder with other things in it, or it cannot be written; nothing is touched.
+        PlanError: a study is there, or a folder with other things in it, or something that is needed, or it cannot be
+            written; nothing is touched.
     """
     folder = StudyFolder(root)
     try:
         if folder.holds_study():
             if not force:
                 raise PlanError(f"--out {root}: holds a study; --resume goes on with it, --force overwrites it")
+            for path in needed:
+                if Path(path).resolve().is_relative_to(root.resolve()):
+                    raise PlanError(f"--out {root}: --force would remove {path}, which is read; name another folder")
             _remove_study(root)
         elif root.exists() and any(root.iterdir()):
             raise PlanError(f"--out {root}: is not empty and holds no study; name another folder")

@@ -149,7 +149,8 @@ class _Loop:
         return self.session.ranks.size == 1 or (step - 1) % self.session.config.log_every == 0
 
     def interrupt(self, done: int) -> Status:
-        self.log.write()
+        if not self.log.write():
+            return "diverged"  # and what is lost is not to be resumed
         if done and not isinstance(self.checkpoints, NoCheckpoints):
             self.checkpoints.save(self.session, done, self.horizon)
         return "interrupted"

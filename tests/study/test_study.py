@@ -226,25 +226,3 @@ def test_resuming_a_complete_study_makes_no_run_again(small_study: Path, efftrai
     refused = efftrain("bench", "--resume", "--steps", 5, "--out", small_study)
     assert refused.returncode == 2
     assert "leave out --steps" in refused.stderr
-
-
-@pytest.mark.slow
-def test_a_budget_is_kept_and_nearly_used(efftrain: Any, text_folder: Path, tmp_path: Path):
-    out = tmp_path / "budget"
-    done = efftrain(
-        "train", "--steps", 3000, "--max-joules", 30, "--data", text_folder, "--device", "cpu", "--out", out
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (record,) = out.glob("runs/*/run.json")
-    run = json.loads(record.read_text())
-    assert run["status"] == "budget-spent"
-    assert 0.8 * 30 < run["energy"]["total"]["value"] < 1.02 * 30
-
-
-def test_a_budget_below_one_step_is_one_line_and_exit_status_2(efftrain: Any, text_folder: Path, tmp_path: Path):
-    done = efftrain(
-        "train", "--steps", 8, "--max-joules", 0.001, "--data", text_folder, "--device", "cpu", "--out", tmp_path / "b"
-    )
-    assert done.returncode == 2
-    (said,) = done.stderr.splitlines()
-    assert said.startswith("efftrain: --max-joules 0.001: one step of this model")

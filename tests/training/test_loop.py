@@ -12,7 +12,7 @@ from efftrain.training.batch import Batch, next_token_batch
 from efftrain.training.config import OptimizerConfig
 from efftrain.training.evaluation import evaluate
 from efftrain.training.loop import train
-from efftrain.training.session import build_session
+from efftrain.training.session import Session, build_session
 
 
 def run(config, batches, path: Path, **more):
@@ -120,6 +120,37 @@ def test_it_learns_what_can_be_learnt(tiny_config):
     train(session, Counting(config), NullRecorder())
     loss = evaluate(session, Counting(config).validation()).loss
     assert loss < 0.5, "the next number is certain; ln 32 = 3.47 is where it starts"
+
+
+def test_a_training_that_diverged_before_it_was_interrupted_leaves_no_checkpoint(tiny_config, random_batches, tmp_path):
+    saved: list[int] = []
+
+    class Keeping:
+        def due(self, step: int) -> bool:
+            return False
+
+        def save(self, session: Session, step: int, horizon: object) -> None:
+            saved.append(step)
+
+        def close(self) -> None:
+            pass
+
+    asked = itertools.count()
+
+    def stop() -> bool:
+        return next(asked) == 4
+
+    class Breaking(random_batches):
+        def train(self, step: int) -> Batch:
+            if step == 2:
+                with torch.no_grad():
+                    next(session.model.parameters()).fill_(math.nan)
+            return super().train(step)
+
+    config = tiny_config(steps=20, log_every=10, eval_every=20)
+    session = build_session(config)
+    status = train(session, Breaking(config), NullRecorder(), should_stop=stop, checkpoints=Keeping())
+    assert (status, saved) == ("diverged", [])
 
 
 @pytest.mark.slow

@@ -55,6 +55,13 @@ class Plan:
     origin: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def needed(self) -> list[str]:
+        """Files and folders that the runs read."""
+        start = [self.origin["path"]] if self.origin else []
+        tokenizer = [self.text.tokenizer] if self.text.tokenizer else []
+        return [*start, *tokenizer, *(source.path for source in self.text.sources)]
+
 
 def make_plan(request: Request) -> Plan:
     """Order the runs of a study.

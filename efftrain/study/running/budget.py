@@ -97,6 +97,7 @@ class Budget:
         self._looked: int | None = None
         self._pace: _Pace | None = None
         self._said: set[str] = set()
+        self._broken = False
 
     @property
     def watching(self) -> bool:
@@ -106,9 +107,16 @@ class Budget:
     def spent(self) -> bool:
         """Whether no other step, with the evaluations before and after it, has room in the budget."""
         now = self._clock()
-        if not self.watching or not (self._looked is None or now - self._looked >= READ_NS or self._is_near(now)):
+        if self._broken or not self.watching:
             return False
-        self._look()
+        if self._looked is not None and now - self._looked < READ_NS and not self._is_near(now):
+            return False
+        try:
+            self._look()
+        except Exception as error:  # a fault of ours must not end a training
+            self._broken = True
+            self._say(f"{self._option} cannot be kept: {error or type(error).__name__}; training goes on without it")
+            return False
         return self._pace is not None and self._pace.exceeded(self._clock(), self._ahead_s(self._pace))
 
     def first_step_refusal(self, steps: int = 1) -> str | None:

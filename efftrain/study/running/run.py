@@ -30,7 +30,7 @@ from efftrain.training.checkpoints.folder import find
 from efftrain.training.checkpoints.start import load_start
 from efftrain.training.checkpoints.state import load_weights, reshape, resume, save_weights
 from efftrain.training.checkpoints.writer import CheckpointWriter
-from efftrain.training.config import RunConfig, from_dict
+from efftrain.training.config import ConfigError, RunConfig, from_dict
 from efftrain.training.evaluation import evaluate
 from efftrain.training.horizon import Horizon
 from efftrain.training.loop import Intervention, train
@@ -78,7 +78,7 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
                 _count(spec, config, recorder)
             with together(spec["run_id"], torch.device(config.device), rank) as ranks:
                 status, detail = _train(spec, config, corpus, recorder, stop=stop, ranks=ranks), {}
-        except _RefusedError as refusal:
+        except (_RefusedError, ConfigError) as refusal:  # a checkpoint that is not what it was, say
             status, detail = "refused", {"detail": str(refusal)}
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if not _out_of_memory(error):
@@ -98,7 +98,11 @@ def _count(spec: dict[str, Any], config: RunConfig, recorder: JournalRecorder) -
     """What one rank does for all of them before they meet."""
     if spec["bill_data"] and not spec.get("resume"):
         _prepare_again(spec, config, recorder)
-    record_costs(config, recorder, Path(spec["costs"]) if spec["costs"] else None)
+    try:
+        record_costs(config, recorder, Path(spec["costs"]) if spec["costs"] else None)
+    except Exception as error:  # a model that cannot be counted can still be trained
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        recorder.note(f"FLOPs and memory were not counted beforehand: {said}")
 
 
 def _train(

@@ -105,6 +105,17 @@ def test_a_folder_that_holds_a_study_is_not_touched_without_force(tmp_path: Path
     assert (folder.root / "mine.txt").read_text() == "keep me", "--force removes a study's own files alone"
 
 
+def test_force_removes_nothing_that_the_new_study_reads(tmp_path: Path):
+    folder = claim(tmp_path / "study", force=False)
+    write_opening(folder, make_plan(Request()), {})
+    kept = folder.root / "runs/a/checkpoints/step-00000008"
+    kept.mkdir(parents=True)
+    with pytest.raises(PlanError, match=r"--force would remove .*step-00000008, which is read"):
+        claim(folder.root, force=True, needed=[str(kept)])
+    assert kept.is_dir()
+    assert folder.study.exists()
+
+
 def test_a_folder_with_other_things_is_refused_even_with_force(tmp_path: Path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for force in (False, True):

@@ -206,6 +206,16 @@ def test_a_silent_sensor_is_waited_for_and_then_named(machine_of: MachineOf):
     assert "--max-gco2e cannot be kept: the sensors tell nothing" in notes[0]
 
 
+def test_a_fault_of_the_meter_does_not_end_the_training(machine_of: MachineOf, monkeypatch: pytest.MonkeyPatch):
+    notes: list[str] = []
+    machine = machine_of(constant(100.0), CONFIG)
+    budget = machine.budget(max_joules=10, note=notes.append)
+    monkeypatch.setattr("efftrain.meters.live.LiveMeter.feed", lambda self, line: 1 / 0)
+    machine.train(budget.spent, step_s=itertools.repeat(0.3), evaluation_s=0.4, steps=50)
+    assert machine.step == 50
+    assert notes == ["--max-joules cannot be kept: division by zero; training goes on without it"]
+
+
 def test_a_lower_bound_is_said_once(machine_of: MachineOf):
     notes: list[str] = []
     absent = [Absent(component="dram", name="dram", why="no such counter")]
