@@ -125,15 +125,20 @@ def _train(
         joules_before=(used.get("energy") or {}).get("value") or 0.0, grams_before=used.get("grams") or 0.0,
     )  # fmt: skip
     refusal = budget.first_step_refusal()
-    if ranks.any(bool(refusal)):
+    refused = ranks.any(bool(refusal))
+    if refused and not kept:
         raise _RefusedError(refusal or "the first rank refused")
     horizon, first_step = Horizon(config.horizon, budget.spent), 1
     if kept:  # last, because random state is part of it
         first_step = resume(parts.session, kept, horizon, rank=ranks.rank, group=ranks.checkpoints)
-    status = train(
-        parts.session, parts.batches, recorder, interventions=_interventions(parts, recorder), should_stop=stop,
-        horizon=horizon, checkpoints=_checkpoints(spec, config, corpus, recorder, ranks), first_step=first_step,
-    )  # fmt: skip
+    if refused and first_step <= config.steps:
+        recorder.note(f"ends where it was stopped: {refusal or 'the first rank refused'}")
+        status: Status = "budget-spent"
+    else:
+        status = train(
+            parts.session, parts.batches, recorder, interventions=_interventions(parts, recorder), should_stop=stop,
+            horizon=horizon, checkpoints=_checkpoints(spec, config, corpus, recorder, ranks), first_step=first_step,
+        )  # fmt: skip
     if status in ENDED_WELL and spec["weights"]:
         save_weights(parts.session, Path(spec["weights"]))
     if status in ENDED_WELL and spec["phase_energy"] == "blocks":
@@ -198,9 +203,9 @@ def _checkpoints(
 ) -> CheckpointWriter | None:
     if config.checkpoint_every is None:
         return None
-    journal = Path(spec["journal"])
+    journal, planned = Path(spec["journal"]), from_dict(spec["config"])  # not as a rank has it: that is not resumed
     return CheckpointWriter(
-        journal.parent / "checkpoints", config, recorder, tokenizer=corpus.tokenizer_path,
+        journal.parent / "checkpoints", planned, recorder, tokenizer=corpus.tokenizer_path,
         identity={key: spec[key] for key in ("run_id", "study_id", "variant", "seed", "origin")},
         spent=Spending(journal, recorder.flush), rank=ranks.rank, group=ranks.checkpoints,
     )  # fmt: skip

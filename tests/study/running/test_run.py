@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,19 +23,24 @@ CONFIG = RunConfig(model=TINY, steps=6, batch_size=4, eval_every=3, checkpoint_e
 REFUSAL = "--max-joules 9: no room"
 
 
+class FlushedNotes(Notes):
+    """Has no file that would need it."""
+
+    def flush(self) -> None: ...
+
+
 def spec_of(config: RunConfig, folder: Path, **changed: Any) -> dict[str, Any]:
     known = {"config": config.as_dict(), "journal": str(folder / "journal.jsonl"), "weights": None}
     return {**IDENTITY, "origin": None, "phase_energy": None, **known, **changed}
 
 
 def test_a_checkpoint_of_ranks_on_gpus_is_of_the_configuration_that_was_planned(tmp_path: Path):
-    planned = dataclasses.replace(CONFIG, device="cuda", ranks=2)
-    config = config_of_rank(planned, Rank(rank=0, size=2))
+    planned = dataclasses.replace(CONFIG, device="cuda", ranks=2, parallel="ddp")
+    config = config_of_rank(planned, Rank(rank=0, size=2, ranks=2, started=0.0, root=1))
     assert config.device == "cuda:0"
     corpus: Any = SimpleNamespace(tokenizer_path=None)
-    writer = running._checkpoints(spec_of(planned, tmp_path), config, corpus, Notes(), Alone())  # pyright: ignore
+    writer = running._checkpoints(spec_of(planned, tmp_path), config, corpus, cast("Any", FlushedNotes()), Alone())
     assert writer is not None
-    writer._spent = dict
     session = build_session(CONFIG)
     writer.save(session, 3, running.Horizon(CONFIG.horizon))
     writer.close()
@@ -57,14 +62,13 @@ class NoRoom:
 @pytest.fixture
 def without_room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session, Notes, str]]:
     def train(config: RunConfig, spec: dict[str, Any]) -> tuple[Session, Notes, str]:
-        session, notes = build_session(config), Notes()
+        session, notes = build_session(config), FlushedNotes()
         parts = running._Parts(session, None, RandomBatches(config))
         monkeypatch.setattr(running, "_build", lambda *_: parts)
         monkeypatch.setattr(running, "_warm_up", lambda *_, **__: None)
         monkeypatch.setattr(running, "Budget", NoRoom)
-        notes.flush = lambda: None  # pyright: ignore
         corpus: Any = SimpleNamespace(tokenizer_path=None)
-        status = running._train(spec, config, corpus, notes, stop=lambda: False, ranks=Alone())  # pyright: ignore
+        status = running._train(spec, config, corpus, cast("Any", notes), stop=lambda: False, ranks=Alone())
         return session, notes, status
 
     return train
