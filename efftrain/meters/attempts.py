@@ -37,12 +37,16 @@ class Part:
 def assemble_attempts(journals: Sequence[Journal]) -> Run:
     """The record of a run from the journals of its attempts, in order; of a single one, what `assemble` makes of it.
 
-    An attempt that came to no step has nothing on its bill and is only listed. Where the journals of earlier attempts
-    are gone, what the first header that is left knew of them (`before`) stands for them.
+    An attempt that came to no step has nothing on its bill and is only listed. Where journals of earlier attempts are
+    gone, what the next header that is left knew (`before`) stands for all that went before it.
     """
-    parts = [Part(assemble(journal), journal.header, journal.of("step")) for journal in journals]
-    if before := journals[0].header.get("before"):
-        parts = [_from_checkpoint(parts[0], before), *parts]
+    parts: list[Part] = []
+    for journal in journals:
+        part = Part(assemble(journal), journal.header, journal.of("step"))
+        before = journal.header.get("before")
+        if before and before.get("attempts", 1) > len(parts):
+            parts = [_from_checkpoint(part, before, known=parts)]
+        parts.append(part)
     if len(parts) == 1:
         return parts[0].run
     return combine(parts, [line for journal in journals for line in journal.of("cost")])
@@ -182,8 +186,11 @@ def _time(parts: Sequence[Part]) -> Time:
     )
 
 
-def _from_checkpoint(part: Part, before: dict[str, Any]) -> Part:
-    """Earlier attempts whose journals are gone, as the attempt after them knew them."""
+def _from_checkpoint(part: Part, before: dict[str, Any], known: Sequence[Part]) -> Part:
+    """Earlier attempts of which journals are gone, as the attempt after them knew them.
+
+    Losses, which it did not know, are those of the journals that are left (`known`).
+    """
     run, said = part.run, "earlier attempts, as the next one knew them; their journals are gone"
     energy = missing("J", source=f"{said}: no energy", boundary=BOUNDARY)
     if before["energy"]:
@@ -195,8 +202,9 @@ def _from_checkpoint(part: Part, before: dict[str, Any]) -> Part:
     )  # fmt: skip
     nothing = missing("J", source=said)
     each = before["tokens"] // max(before["step"], 1)
+    losses = {step["step"]: step["loss"] for other in known for step in other.steps}
     steps = [
-        {"kind": "step", "t": 0, "t_end": 0, "step": step, "tokens": each, "loss": None, "phases": []}
+        {"kind": "step", "t": 0, "t_end": 0, "step": step, "tokens": each, "loss": losses.get(step), "phases": []}
         for step in range(1, before["step"] + 1)
     ]
     bill = run.energy.model_copy(
@@ -207,7 +215,7 @@ def _from_checkpoint(part: Part, before: dict[str, Any]) -> Part:
         }
     )  # fmt: skip
     time = Time(total=seconds, step=absent, tokens_per_second=missing("token/s", source=said), phases={})
-    loss = run.loss.model_copy(update={"train": [], "validation": []})
+    loss = _loss(known, ()) if known else run.loss.model_copy(update={"train": [], "validation": []})
     gone = run.model_copy(
         update={
             "status": "unknown", "energy": bill, "time": time, "loss": loss, "checks": [], "notes": [said],

@@ -266,6 +266,28 @@ def test_where_old_journals_are_gone_the_bill_holds_what_was_known_of_them(made:
     assert len(run.attempts) == 2
 
 
+def test_where_a_journal_in_the_middle_is_gone_the_bill_is_whole_and_known_losses_stay(made: Build, cut_run: Run):
+    def as_known(journals: list[Journal]) -> Line:
+        run = assemble_attempts(journals)
+        known = {"attempts": max(len(run.attempts), 1), "step": run.steps, "tokens": run.tokens, "grams": None}
+        return {**known, "energy": asdict(run.energy.total), "seconds": run.time.total.value}
+
+    journals: list[Journal] = []
+    for first, last, watts, boot, status in CUTS:
+        before = as_known(journals) if journals else None
+        journals.append(made(attempt(first, last, watts=watts, boot=boot, status=status), before=before))
+    assert assemble_attempts(journals) == cut_run, "where all are there, nobody is believed"
+    run = assemble_attempts([journals[0], journals[2]])
+    assert run.energy.total.value == pytest.approx(TRUE_JOULES, rel=1e-9)
+    assert run.time.total.value == pytest.approx(cut_run.time.total.value)
+    assert (run.steps, run.tokens) == (20, 20 * TOKENS)
+    begun, ended = ([step["loss"] for step in journals[index].of("step")] for index in (0, 2))
+    assert run.loss.train == [*begun, *[None] * 5, *ended]
+    energies = {point.step: point.energy_j for point in cut_run.loss.validation if point.step != 15}
+    assert {point.step: point.energy_j for point in run.loss.validation} == pytest.approx(energies)
+    assert [(a.first_step, a.last_step) for a in run.attempts] == [(1, 17), (18, 20)]
+
+
 def test_where_nothing_was_known_of_them_the_bill_is_a_lower_bound(made: Build):
     before = {"attempts": 1, "step": 10, "tokens": 10 * TOKENS, "energy": None, "grams": None, "seconds": None}
     run = assemble_attempts([made(attempt(11, 20, watts=300, boot=0, status="complete"), before=before)])
