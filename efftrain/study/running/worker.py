@@ -10,21 +10,29 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import FrameType
+from typing import Final
+
+LEAVE_S: Final = 1.0
 
 
 class Stop:
     """Whether the run shall end: SIGINT came, or the process that wanted it is gone."""
 
     def __init__(self) -> None:
-        self.parent: int | None = os.getppid()
+        self.parent, self.follows = os.getppid(), False
         self._asked = False
         signal.signal(signal.SIGINT, self._ask)
 
     def __call__(self) -> bool:
         """Asked by the run before each step."""
-        return self._asked or (self.parent is not None and os.getppid() != self.parent)
+        gone = os.getppid() != self.parent
+        if gone and self.follows:  # nothing to agree on: a thread is about to tell that this rank is lost
+            time.sleep(LEAVE_S)
+            os._exit(1)
+        return self._asked or gone
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -34,10 +42,10 @@ def main() -> None:
     """Read the specification named on the command line and make its run."""
     stop = Stop()
     spec = json.loads(Path(sys.argv[1]).read_text())
-    stop.parent = spec["parent"]
     if len(sys.argv) > 2:
         spec |= json.loads(sys.argv[2])
-        stop.parent = None  # not a reason to agree on: the others are told that this rank is lost
+        stop.follows = True
+    stop.parent = spec["parent"]
 
     from efftrain.study.running.run import run
 
