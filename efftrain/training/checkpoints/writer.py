@@ -101,14 +101,38 @@ class CheckpointWriter:
     def _begin(self, session: Session, step: int) -> "Future[Metadata]":
         """Copy the state into host memory; a thread of torch's begins to write it."""
         expect_one_process(self._group)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        failure = self._make_folder()
+        state = full_state(session, self._rank)  # ranks gather it together, also where one of them has no folder
+        self._agree(failure)
         writer = FileSystemWriter(unfinished_folder(self.folder, step))
-        written = async_save(
-            full_state(session, self._rank), storage_writer=writer, process_group=self._group,
-            no_dist=self._group is None,
-        )  # fmt: skip
+        written = async_save(state, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(written, Future), "the copy was made here and now"
         return written
+
+    def _make_folder(self) -> str:
+        """Make the folder of all checkpoints; why it cannot be made, or nothing."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return reason(error)
+        return ""
+
+    def _agree(self, failure: str) -> None:
+        """Go on if all ranks can: who is alone in a save waits for the others until the group's timeout.
+
+        Args:
+            failure: why this rank cannot, or nothing.
+
+        Raises:
+            OSError: a rank cannot.
+        """
+        failures = [failure]
+        if self._group is not None:
+            failures *= self._group.size()
+            dist.all_gather_object(failures, failure, group=self._group)
+        for rank, why in enumerate(failures):
+            if why:
+                raise OSError(why if self._group is None else f"rank {rank}: {why}")
 
     def _complete(self, written: "Future[Metadata]", step: int, facts: dict[str, Any]) -> None:
         try:
