@@ -16,7 +16,8 @@ Preset = Annotated[str, typer.Option(help="Size of the study: quick, standard or
 Variants = Annotated[
     str | None,
     typer.Option(
-        help="Comma-separated: baseline,bf16,recompute,selective,pruned,distilled,fp16,pure-bf16,tf32,compile,kernels."
+        help="Separated by commas, some of: baseline, bf16, recompute, selective, pruned, distilled, fp16, pure-bf16, "
+        "tf32, compile, kernels."
     ),
 ]
 Seeds = Annotated[int | None, typer.Option(help="Runs of each variant, each with its own seed.")]

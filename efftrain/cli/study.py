@@ -84,7 +84,7 @@ def run_new(request: "Request", settings: dict[str, Any], out: Path, *, force: b
 
     plan = make_plan(request)
     _check(plan, settings)
-    raise _make(plan, claim(out, force=force, needed=plan.needed), settings)
+    raise _make(plan, claim(out, force=force, needed=plan.needed), settings, fresh=True)
 
 
 def run_on(out: Path) -> None:
@@ -100,7 +100,7 @@ def run_on(out: Path) -> None:
     folder = StudyFolder(out)
     plan, settings = stored_plan(folder)
     _check(plan, settings)
-    raise _make(plan, folder, settings)
+    raise _make(plan, folder, settings, fresh=False)
 
 
 def report_folder(folder: "StudyFolder") -> None:
@@ -132,14 +132,17 @@ def _check(plan: "Plan", settings: dict[str, Any]) -> None:
         check_corpus(plan)
 
 
-def _make(plan: "Plan", folder: "StudyFolder", settings: dict[str, Any]) -> typer.Exit:
+def _make(plan: "Plan", folder: "StudyFolder", settings: dict[str, Any], *, fresh: bool) -> typer.Exit:
     from efftrain.cli.progress import progress
     from efftrain.study.execute import execute
+    from efftrain.study.folder import discard
 
     with progress() as observer:
         outcome = execute(plan, folder, settings, observer)
     refused = [outcome.details[run] for run, status in outcome.statuses.items() if status == "refused"]
     if refused and len(refused) == len(outcome.statuses):  # there is nothing to report but why
+        if fresh:
+            discard(folder)
         return options.fail(refused[0])
     report_folder(folder)
     return typer.Exit(_status(outcome))

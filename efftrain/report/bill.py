@@ -39,6 +39,7 @@ def bill(study: Study, runs: Sequence[Run]) -> list[BillRow]:
     return [
         *(_figure(name, run) for name in ALWAYS),
         *(_row(f"of which {_words(name)}", q, figure(q)) for name, q in run.energy.components.items()),
+        *_prepared(run),
         *_origin(run),
         *(_figure(name, run) for name in known),
         *_classification(run),
@@ -46,11 +47,17 @@ def bill(study: Study, runs: Sequence[Run]) -> list[BillRow]:
     ]
 
 
+def _prepared(run: Run) -> list[BillRow]:
+    """What preparing the text took, where that is on the bill; its joules stand among the phases, if they were told."""
+    time = run.time.spans.get("prepare")
+    return [_row("preparing the text in it", time, figure(time))] if time else []
+
+
 def _origin(run: Run) -> list[BillRow]:
     if run.origin is None:
         return []
     cost = run.origin.training_energy
-    return [_row("apart: the checkpoint before", cost, figure(cost))]
+    return [_row("the checkpoint before, not in it", cost, figure(cost))]
 
 
 def _classification(run: Run) -> list[BillRow]:

@@ -259,7 +259,12 @@ def _absent(runs: Sequence[Run]) -> list[str]:
 
 
 def _tokens_statement(variants: Sequence[VariantView]) -> list[str]:
-    afresh = [r for v in variants for r in v.runs if r.status in COUNTED and r.parameters and not r.origin]
+    afresh = [
+        r
+        for v in variants
+        for r in v.runs
+        if r.status in COUNTED and r.parameters and not (r.origin or r.classification)
+    ]
     shares = [r.tokens / r.parameters for r in afresh]
     if not shares:
         return []

@@ -54,6 +54,9 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
     write_opening(folder, plan, settings)
     if statuses:
         collect(folder)
+    if len(statuses) == len(plan.runs):
+        observer.message("all runs are complete: nothing is left to be made")
+        return Outcome(statuses, not_made, interrupted)
     try:
         peaks = measure_peaks(plan, observer, crew.rank)
         crew.measure_idle(plan.runs[0].config.device if plan.runs else "cpu")

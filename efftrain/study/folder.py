@@ -4,6 +4,7 @@
 reported and resumed.
 """
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterable
@@ -50,6 +51,13 @@ def claim(root: Path, *, force: bool, needed: Iterable[str] = ()) -> StudyFolder
     except OSError as error:
         raise PlanError(f"--out {root}: {error.strerror}") from None
     return folder
+
+
+def discard(folder: StudyFolder) -> None:
+    """Remove a study of which nothing was made, and its folder if nothing else is in it."""
+    _remove_study(folder.root)
+    with contextlib.suppress(OSError):
+        folder.root.rmdir()
 
 
 def write_opening(folder: StudyFolder, plan: Plan, settings: dict[str, Any]) -> None:

@@ -111,9 +111,9 @@ class HorizonConfig:
         for name in ("patience", "target_loss", "max_joules", "max_gco2e"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} must be above 0, not {value:g}")
+                raise ConfigError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
-            raise ConfigError(f"min_delta must be at least 0, not {self.min_delta:g}")
+            raise ConfigError(f"--min-delta {self.min_delta:g}: expected a number of at least 0")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,14 +46,14 @@ def test_every_page_says_it_in_a_sentence_and_in_the_bill(status: str):
     pages = markdown(study, [run]), html(study, [run])
     for page in (out.getvalue(), *pages):
         assert page.count(said) == 1
-        assert page.count("apart: the checkpoint before") == 1
+        assert page.count("the checkpoint before, not in it") == 1
     assert all("record of first-s0, 600 steps; NVML" in page for page in pages)
 
 
 def test_its_joules_are_in_no_sum():
     run, plain = begun(), run_record()
     rows = {row.label: row.text for row in bill(study_of(run), [run])}
-    apart = rows.pop("apart: the checkpoint before")
+    apart = rows.pop("the checkpoint before, not in it")
     assert apart == "4.32 kJ [4.12, 4.52]"
     assert rows == {row.label: row.text for row in bill(study_of(plain), [plain])}
 
@@ -62,7 +62,7 @@ def test_what_is_not_known_is_said():
     run = begun(missing("J", source="no record beside the checkpoint"))
     (line,) = origin_lines([run])
     assert "had cost what nobody knows (no record beside the checkpoint), which is not in this bill." in line
-    assert {row.label: row.text for row in bill(study_of(run), [run])}["apart: the checkpoint before"] == "missing"
+    assert {row.label: row.text for row in bill(study_of(run), [run])}["the checkpoint before, not in it"] == "missing"
 
 
 def test_several_runs_from_one_checkpoint_are_one_sentence():

@@ -11,7 +11,7 @@ from typing import get_args
 from efftrain.hardware.probe import cpu
 from efftrain.monitor.launch import this_rank
 from efftrain.monitor.machine import compute_capability
-from efftrain.study.planning.request import PlanError, Request, at_least_one, named, positive
+from efftrain.study.planning.request import PlanError, Request, at_least_one, positive
 from efftrain.training.checkpoints.fit import check_lora, check_start, start_model
 from efftrain.training.checkpoints.folder import CheckpointInfo, find
 from efftrain.training.config import HorizonConfig, LoraConfig, OptimizerConfig, RunConfig, Task
@@ -94,6 +94,10 @@ def base(request: Request, preset: StudyPreset) -> Base:
     refused = refusal(request.precision, request.device, compute_capability(request.device))
     if refused:
         raise PlanError(f"--precision {request.precision}: {refused}")
+    if request.parallel and request.ranks == 1:
+        raise PlanError(
+            f"--parallel {request.parallel}: needs several ranks: torchrun --nproc-per-node N -m efftrain ..."
+        )
     start = find(request.start) if request.start else None
     text = _text(request, start)
     name = request.model or ("" if start else preset.model)
@@ -105,7 +109,9 @@ def base(request: Request, preset: StudyPreset) -> Base:
     config = _config(request, preset, model, workload, start)
     if config.lora:
         check_lora(config.lora, config.model)
-    notes = check_start(config, start) if start else []
+    notes = [*start.passed_over, *check_start(config, start)] if start else []
+    if config.lora and not start:
+        notes.append("adapters stand beside random weights: what they cost is right, what they learn says nothing")
     return Base(config=config, text=text, start=start, notes=tuple(notes))
 
 
@@ -136,7 +142,9 @@ def _config(
         log_every=1 if request.device == "cpu" else 10,
         start=str(start.folder.resolve()) if start else None,
         lora=_lora(request),
-        checkpoint_every=request.checkpoint_every,
+        checkpoint_every=at_least_one(request.checkpoint_every, 1, "--checkpoint-every")
+        if request.checkpoint_every is not None
+        else None,
         ranks=request.ranks,
         parallel=request.parallel,
     )
@@ -160,6 +168,8 @@ def _steps(request: Request, preset: StudyPreset, model: AnyModel, per_step: int
 
 
 def _horizon(request: Request) -> HorizonConfig:
+    if request.min_delta and request.patience is None:
+        raise PlanError("--min-delta: needs --patience")
     names = [field.name for field in dataclasses.fields(HorizonConfig)]
     return HorizonConfig(**{name: getattr(request, name) for name in names})
 
@@ -191,7 +201,9 @@ def _model(request: Request, name: str, start: CheckpointInfo | None) -> AnyMode
         return describe(
             Path(name.removeprefix(HF_PREFIX)), task=request.task, seq_len=request.seq_len, attention=request.attention
         )
-    model = start_model(start) if start and not name else named(name, PRESETS, "--model")
+    if name and name not in PRESETS:
+        raise PlanError(f"--model {name!r}: unknown; choose from {', '.join(PRESETS)}, or hf:PATH/config.json")
+    model = start_model(start) if start and not name else PRESETS[name]
     if not isinstance(model, ModelConfig):
         return dataclasses.replace(model, attention=request.attention)
     task = request.task or ("causal" if model.causal else "masked")
@@ -204,15 +216,18 @@ def _model(request: Request, name: str, start: CheckpointInfo | None) -> AnyMode
         kept = {"num_classes": None} if task != "classification" else {}
         return dataclasses.replace(model, **{k: v for k, v in changes.items() if v is not None}, **kept)
     except ValueError as error:
-        raise PlanError(f"--model {name or request.start}: {error}") from None
+        field, _, said = str(error).partition(" ")  # each message begins with the field's name
+        raise PlanError(f"--{field.replace('_', '-')}: {said}") from None
 
 
 def _text(request: Request, start: CheckpointInfo | None) -> TextConfig:
     for step in request.clean:
         if step not in get_args(CleaningStep):
             raise PlanError(f"--clean {step!r}: unknown; choose from {', '.join(get_args(CleaningStep))}")
-    if (request.task == "classification") != (request.label_column is not None):
-        raise PlanError("--task classification: needs --label-column, and only it does")
+    if request.task == "classification" and request.label_column is None:
+        raise PlanError("--task classification: needs --label-column, which holds the class of each document")
+    if request.task != "classification" and request.label_column is not None:
+        raise PlanError(f"--label-column {request.label_column}: needs --task classification")
     return TextConfig(
         sources=tuple(_source(entry) for entry in request.data), column=request.text_column,
         label_column=request.label_column, cleaning=request.clean, tokenizer=_tokenizer(request, start),

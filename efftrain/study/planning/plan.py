@@ -80,6 +80,8 @@ def make_plan(request: Request) -> Plan:
     capability = compute_capability(request.device)
     skipped = {name: why for name in names if (why := unavailable(VARIANTS[name], common.config, capability))}
     runnable = [name for name in names if name not in skipped]
+    if not runnable:
+        raise PlanError("; ".join(f"variant {name!r}: {why}" for name, why in skipped.items()))
     configs = {name: apply_variant(common.config, VARIANTS[name]) for name in runnable}
     taught = any(VARIANTS[name].distill for name in runnable)
     runs = [
@@ -95,7 +97,7 @@ def make_plan(request: Request) -> Plan:
         study_id=f"{request.preset}-{created:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
         created=created.isoformat(timespec="seconds"),
         command=shlex.join(["efftrain", *sys.argv[1:]]),
-        baseline=BASELINE if BASELINE in names else next(iter(runnable), names[0]),
+        baseline=BASELINE if BASELINE in names else runnable[0],
         variants=tuple(names),
         skipped=skipped,
         runs=tuple(runs),

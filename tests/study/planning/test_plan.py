@@ -39,6 +39,11 @@ def test_a_variant_that_cannot_run_here_is_skipped_with_its_reason():
     assert plan.variants == ("baseline", "tf32")
 
 
+def test_a_study_of_which_nothing_can_run_is_refused():
+    with pytest.raises(PlanError, match="variant 'tf32': tf32 is a format of NVIDIA's matrix units; a CPU has none"):
+        make_plan(Request(variants=("tf32",)))
+
+
 def test_the_baseline_of_a_study_without_one_is_a_variant_that_runs():
     assert make_plan(Request(variants=("tf32", "bf16"))).baseline == "bf16"
 

@@ -112,7 +112,7 @@ def _check_classes(texts: Texts, todo: Recipe) -> None:
     for name, seen, kept in zip(texts.classes, trained, held, strict=True):
         if not seen and kept:
             raise DataError(
-                f"{todo.name}: class {name!r} in `{todo.text.label_column}` has {kept} documents, all held out to "
+                f"{todo.name}: class {name[:40]!r} in `{todo.text.label_column}` has {kept} documents, all held out to "
                 "validate; give more of it, or leave it out"
             )
 
