@@ -76,7 +76,8 @@ def test_failed_runs_have_records_that_say_why(faulty_study):
     assert any("loss is not finite" in note for note in runs["recompute-s0"].notes)
     assert runs["pruned-s0"].energy.total.value is None
     (failed,) = [check for check in runs["pruned-s0"].checks if check.status == "failed"]
-    assert "cuda" in failed.detail.lower()
+    said = failed.detail.lower()
+    assert "cuda" in said or "nvidia" in said  # torch without CUDA says the one, torch with it and no driver the other
     assert "allocate memory" in " ".join(runs["baseline-s0"].notes)
 
 

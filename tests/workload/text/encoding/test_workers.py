@@ -109,7 +109,9 @@ def test_who_stops_listening_leaves_no_process(file, spans, tokenizer):
 
 
 SCRIPT = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that works in the background has it ignored
 from efftrain.workload.text.encoding import workers
 from efftrain.workload.text.config import Source, TextConfig
 from efftrain.workload.text.corpus import prepare
