@@ -96,7 +96,7 @@ class _Parts:
 
 def _count(spec: dict[str, Any], config: RunConfig, recorder: JournalRecorder) -> None:
     """What one rank does for all of them before they meet."""
-    if spec["bill_data"] and not spec.get("resume"):
+    if spec.get("bill_data") and not spec.get("resume"):
         _prepare_again(spec, config, recorder)
     try:
         record_costs(config, recorder, Path(spec["costs"]) if spec["costs"] else None)
