@@ -5,16 +5,7 @@ from pathlib import Path
 import typer
 
 from efftrain.cli import options
-from efftrain.cli.groups import (
-    BillOptions,
-    HorizonOptions,
-    ModelOptions,
-    ReuseOptions,
-    StepOptions,
-    StudyOptions,
-    TextOptions,
-    grouped,
-)
+from efftrain.cli.groups import BillOptions, StudyOptions, TrainingOptions, grouped
 
 
 @grouped
@@ -24,11 +15,7 @@ def bench(
     preset: options.Preset = "quick",
     variants: options.Variants = None,
     seeds: options.Seeds = None,
-    model: ModelOptions,
-    text: TextOptions,
-    step: StepOptions,
-    horizon: HorizonOptions,
-    reuse: ReuseOptions,
+    training: TrainingOptions,
     bill: BillOptions,
     study: StudyOptions,
 ) -> None:
@@ -41,5 +28,5 @@ def bench(
             options.nothing_beside_resume(context)
             run_on(out)
         names = options.names(variants, "--variants")
-        request = wish(model, text, step, horizon, reuse, preset=preset, variants=names, seeds=seeds)
-        run_new(request, settings(bill, study, text), out, force=study.force)
+        request = wish(training, preset=preset, variants=names, seeds=seeds)
+        run_new(request, settings(bill, study, training.text), out, force=study.force)

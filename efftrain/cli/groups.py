@@ -15,38 +15,45 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def grouped(command: Command) -> Command:
-    """Let a command take groups: each parameter that is annotated with a dataclass stands for that one's fields."""
+    """Let a command take groups: each parameter that is annotated with a dataclass stands for that one's fields.
+
+    A group may hold groups.
+    """
     signature = inspect.signature(command)
-    groups: dict[str, Any] = {
-        name: p.annotation for name, p in signature.parameters.items() if dataclasses.is_dataclass(p.annotation)
-    }
 
     def with_groups(**given: Any) -> None:
-        built = {
-            name: group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
-            for name, group in groups.items()
-        }
-        command(**given, **built)
+        command(**{name: _taken(parameter.annotation, name, given) for name, parameter in signature.parameters.items()})
 
-    parameters = [
-        option
-        for name, parameter in signature.parameters.items()
-        for option in (_options(groups[name]) if name in groups else [_keyword(parameter)])
-    ]
+    options = [option for parameter in signature.parameters.values() for option in _options(parameter)]
     with_groups.__name__, with_groups.__doc__ = command.__name__, command.__doc__
-    with_groups.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    with_groups.__signature__ = signature.replace(parameters=options)  # pyright: ignore[reportFunctionMemberAccess]
     return with_groups  # pyright: ignore[reportReturnType]
 
 
-def _options(group: Any) -> list[inspect.Parameter]:
+def _taken(kind: Any, name: str, given: dict[str, Any]) -> Any:
+    """The value of a parameter: what was given, or a group of that."""
+    if not dataclasses.is_dataclass(kind):
+        return given[name]
+    fields = {field.name: _taken(field.type, field.name, given) for field in dataclasses.fields(kind)}
+    return kind(**fields)  # pyright: ignore[reportCallIssue]
+
+
+def _options(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+    """The options that a parameter stands for."""
+    if not dataclasses.is_dataclass(parameter.annotation):
+        return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)]
     return [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in dataclasses.fields(group)
+        option
+        for field in dataclasses.fields(parameter.annotation)
+        for option in _options(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=field.type,
+                default=inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
+            )
+        )
     ]
-
-
-def _keyword(parameter: inspect.Parameter) -> inspect.Parameter:
-    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def _in(panel: str) -> Callable[..., Any]:
@@ -167,6 +174,17 @@ class ReuseOptions:
     checkpoint_every: Annotated[
         int | None, _reuse(help="Steps between checkpoints, of which the newest two are kept; none if not given.")
     ] = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """All of a training."""
+
+    model: ModelOptions
+    text: TextOptions
+    step: StepOptions
+    horizon: HorizonOptions
+    reuse: ReuseOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

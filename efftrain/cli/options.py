@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 USAGE = 2
 
 Preset = Annotated[str, typer.Option(help="Size of the study: quick, standard or full.")]
+NAMES = "baseline, bf16, recompute, selective, pruned, distilled, fp16, pure-bf16, tf32, compile, kernels"
+"""Of the variants, as in efftrain.study.planning.variants, which `--help` must not wait for."""
+
+Variant = Annotated[str, typer.Option(help=f"How: one of {NAMES}.")]
 Variants = Annotated[
     str | None,
-    typer.Option(
-        help="Separated by commas, some of: baseline, bf16, recompute, selective, pruned, distilled, fp16, pure-bf16, "
-        "tf32, compile, kernels."
-    ),
+    typer.Option(help=f"Separated by commas, some of: {NAMES}."),
 ]
 Seeds = Annotated[int | None, typer.Option(help="Runs of each variant, each with its own seed.")]
 

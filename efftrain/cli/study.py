@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from efftrain.cli import options
-from efftrain.cli.groups import (
-    BillOptions,
-    HorizonOptions,
-    ModelOptions,
-    ReuseOptions,
-    StepOptions,
-    StudyOptions,
-    TextOptions,
-)
+from efftrain.cli.groups import BillOptions, StudyOptions, TextOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from efftrain.record.folder import StudyFolder
@@ -30,34 +22,32 @@ INTERRUPTED = 130
 
 
 def wish(
-    model: ModelOptions, text: TextOptions, step: StepOptions, horizon: HorizonOptions, reuse: ReuseOptions, *,
-    preset: str, variants: tuple[str, ...] | None, seeds: int | None, first_seed: int = 0,
-) -> "Request":  # fmt: skip
+    training: TrainingOptions, *, preset: str, variants: tuple[str, ...] | None, seeds: int | None, first_seed: int = 0
+) -> "Request":
     """What the options ask for.
 
     Raises:
         PlanError: a name that is none.
         DeviceError: a device that is not here.
     """
-    from efftrain.cli.options import one_of, parts
     from efftrain.hardware.probe import available_device
     from efftrain.monitor.launch import this_rank
     from efftrain.study.planning.request import Request
     from efftrain.training.config import OptimizerName, Parallel, Precision, Task
     from efftrain.workload.models.presets import Attention, Initialisation
 
-    asked = {**asdict(model), **asdict(text), **asdict(step), **asdict(horizon), **asdict(reuse)}
+    asked = {name: value for group in asdict(training).values() for name, value in group.items()}
     del asked["bill_data"]
     choices = {
         "task": Task, "attention": Attention, "init": Initialisation, "precision": Precision,
         "optimizer": OptimizerName, "parallel": Parallel,
     }  # fmt: skip
     for name, allowed in choices.items():
-        one_of(asked[name], f"--{name}", allowed)
+        options.one_of(asked[name], f"--{name}", allowed)
     rank = this_rank()
-    asked["device"] = available_device(step.device, ranks=rank.ranks if rank.size > 1 else None)
+    asked["device"] = available_device(asked["device"], ranks=rank.ranks if rank.size > 1 else None)
     asked["ranks"], asked["parallel"] = rank.size, asked["parallel"] or ("ddp" if rank.size > 1 else None)
-    asked["data"], asked["clean"] = tuple(text.data or ()), parts(text.clean, "--clean")
+    asked["data"], asked["clean"] = tuple(asked["data"] or ()), options.parts(asked["clean"], "--clean")
     return Request(preset=preset, variants=variants, seeds=seeds, first_seed=first_seed, **asked)
 
 

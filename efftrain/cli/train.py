@@ -6,30 +6,17 @@ from typing import Annotated
 import typer
 
 from efftrain.cli import options
-from efftrain.cli.groups import (
-    BillOptions,
-    HorizonOptions,
-    ModelOptions,
-    ReuseOptions,
-    StepOptions,
-    StudyOptions,
-    TextOptions,
-    grouped,
-)
+from efftrain.cli.groups import BillOptions, StudyOptions, TrainingOptions, grouped
 
 
 @grouped
 def train(
     context: typer.Context,
     *,
-    variant: Annotated[str, typer.Option(help="How: one of the variants that efftrain bench compares.")] = "baseline",
+    variant: options.Variant = "baseline",
     seed: Annotated[int, typer.Option(help="Of weights, batches and dropout.")] = 0,
     preset: options.Preset = "quick",
-    model: ModelOptions,
-    text: TextOptions,
-    step: StepOptions,
-    horizon: HorizonOptions,
-    reuse: ReuseOptions,
+    training: TrainingOptions,
     bill: BillOptions,
     study: StudyOptions,
 ) -> None:
@@ -41,5 +28,5 @@ def train(
         if study.resume:
             options.nothing_beside_resume(context)
             run_on(out)
-        request = wish(model, text, step, horizon, reuse, preset=preset, variants=(variant,), seeds=1, first_seed=seed)
-        run_new(request, settings(bill, study, text), out, force=study.force)
+        request = wish(training, preset=preset, variants=(variant,), seeds=1, first_seed=seed)
+        run_new(request, settings(bill, study, training.text), out, force=study.force)

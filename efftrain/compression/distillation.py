@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efftrain.training.batch import IGNORE, Batch
+from efftrain.training.batch import Batch
 from efftrain.training.config import DistillConfig
 from efftrain.training.objectives import Forward, Losses, Objective, cross_entropy_sum
+from efftrain.workload.text.batches.masking import IGNORED
 
 
 def forward_kl_sum(student: Tensor, teacher: Tensor, temperature: float, asked: Tensor | None = None) -> Tensor:
@@ -40,7 +41,7 @@ def distillation_objective(teacher: nn.Module, config: DistillConfig) -> Objecti
             teacher_logits = teacher(batch.inputs, batch.lengths)
         logits = forward(batch.inputs, batch.lengths)
         data = cross_entropy_sum(logits, batch.targets)
-        asked = batch.targets != IGNORE
+        asked = batch.targets != IGNORED
         kl = forward_kl_sum(logits, teacher_logits, config.temperature, asked)
         return Losses(objective=(1 - config.weight) * data + config.weight * kl, data=data.detach())
 

@@ -1,12 +1,9 @@
 """One step's sequences on the device, and what is to be predicted in them."""
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from torch import Tensor
-
-IGNORE: Final = -100
-"""Target of a position at which nothing is predicted; torch's own default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +12,7 @@ class Batch:
 
     Attributes:
         inputs: token ids [B, T] int64.
-        targets: [B, T] int64: the token to predict at each position, or `IGNORE`; for classification [B], the classes.
+        targets: [B, T] int64: the token to predict at each position, or `IGNORED`; for classification [B], the classes.
         lengths: [B] int64: tokens of each sequence; what follows is padding. None: all are whole.
         per_sequence: predictions in each sequence, alike for all, so that nobody must count them on the device.
     """

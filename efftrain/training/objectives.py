@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from efftrain.training.batch import IGNORE, Batch
+from efftrain.training.batch import Batch
+from efftrain.workload.text.batches.masking import IGNORED
 
 Forward = Callable[[Tensor, Tensor | None], Tensor]
 """(token ids [B, T], lengths [B] or None) -> logits [B, T, V], or [B, C] for classes."""
@@ -30,10 +31,10 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
 
     Args:
         logits: [..., V].
-        targets: [...]; positions of `IGNORE` count nothing.
+        targets: [...]; positions of `IGNORED` count nothing.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="sum", ignore_index=IGNORE)
+    return F.cross_entropy(wide.flatten(0, -2), targets.flatten(), reduction="sum", ignore_index=IGNORED)
 
 
 def data_objective(forward: Forward, batch: Batch) -> Losses:

@@ -14,13 +14,14 @@ from torch._C._distributed_c10d import FileStore, PrefixStore
 from torch.distributed.tensor import DTensor
 
 from efftrain.record.recorder import NullRecorder
-from efftrain.training.batch import IGNORE, Batch
+from efftrain.training.batch import Batch
 from efftrain.training.config import LoraConfig, OptimizerConfig, Parallel, RunConfig
 from efftrain.training.distributed import Group, joined, share, whole_state
 from efftrain.training.evaluation import Evaluation, evaluate
 from efftrain.training.loop import train
 from efftrain.training.session import build_session, preserved, train_step
 from efftrain.workload.models.presets import ModelConfig
+from efftrain.workload.text.batches.masking import IGNORED
 
 TINY = ModelConfig(
     d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24, vocab_size=32, seq_len=8,
@@ -79,7 +80,7 @@ class Slices:
         generator = torch.Generator().manual_seed(seed)
         tokens = torch.randint(32, (rows, TINY.seq_len), generator=generator)
         order = torch.rand(rows, TINY.seq_len, generator=generator).argsort(dim=1)
-        targets = torch.where(order < self.predicted, tokens.roll(1, dims=1), IGNORE)
+        targets = torch.where(order < self.predicted, tokens.roll(1, dims=1), IGNORED)
         return Batch(inputs=tokens, targets=targets, per_sequence=self.predicted)
 
 

@@ -142,9 +142,7 @@ def _config(
         log_every=1 if request.device == "cpu" else 10,
         start=str(start.folder.resolve()) if start else None,
         lora=_lora(request),
-        checkpoint_every=at_least_one(request.checkpoint_every, 1, "--checkpoint-every")
-        if request.checkpoint_every is not None
-        else None,
+        checkpoint_every=at_least_one(request.checkpoint_every, None, "--checkpoint-every"),
         ranks=request.ranks,
         parallel=request.parallel,
     )
@@ -206,15 +204,14 @@ def _model(request: Request, name: str, start: CheckpointInfo | None) -> AnyMode
     model = start_model(start) if start and not name else PRESETS[name]
     if not isinstance(model, ModelConfig):
         return dataclasses.replace(model, attention=request.attention)
-    task = request.task or ("causal" if model.causal else "masked")
+    task = _task(request, model)
     changes = {
         "attention": request.attention, "initialisation": request.init, "dropout": request.dropout,
-        "window": request.window, "seq_len": request.seq_len, "num_classes": 2 if task == "classification" else None,
-        "causal": {"causal": True, "masked": False}.get(task),
+        "window": request.window, "seq_len": request.seq_len, "causal": {"causal": True, "masked": False}.get(task),
     }  # fmt: skip
-    try:
-        kept = {"num_classes": None} if task != "classification" else {}
-        return dataclasses.replace(model, **{k: v for k, v in changes.items() if v is not None}, **kept)
+    asked = {name: value for name, value in changes.items() if value is not None}
+    try:  # how many classes there are is told by the text
+        return dataclasses.replace(model, **asked, num_classes=2 if task == "classification" else None)
     except ValueError as error:
         field, _, said = str(error).partition(" ")  # each message begins with the field's name
         raise PlanError(f"--{field.replace('_', '-')}: {said}") from None

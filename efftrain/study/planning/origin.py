@@ -85,6 +85,6 @@ def _before(info: CheckpointInfo, run: Run | None) -> Quantity | None:
 
 
 def _chain(own: Quantity, before: Quantity) -> Quantity:
-    """Two runs, one after the other; likely the same sensors were wrong in the same way."""
+    """Two runs, one after the other, likely read by the same sensors, which were wrong in the same way."""
     source = f"{own.source}; and before it: {before.source}"
     return correlated([before, own], boundary=own.boundary or before.boundary, source=source)

@@ -4,11 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from efftrain.training.config import OptimizerName, Parallel, Precision, Task
 from efftrain.workload.models.presets import Attention, Initialisation
 from efftrain.workload.text.config import CleaningStep
+
+Default = TypeVar("Default", int, None)
 
 
 class PlanError(ValueError):
@@ -79,7 +81,7 @@ def named(name: str, table: dict[str, Any], option: str) -> Any:
     return table[name]
 
 
-def at_least_one(value: int | None, default: int, option: str) -> int:
+def at_least_one(value: int | None, default: Default, option: str) -> int | Default:
     """`value`, or `default` where it is None.
 
     Raises:

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from efftrain.training.batch import IGNORE, Batch, Batches
+from efftrain.training.batch import Batch, Batches
 from efftrain.training.config import RunConfig
 from efftrain.training.ranks import Alone, Ranks
 from efftrain.workload.text.batches.labelled import LabelledRows, labelled_batch, labelled_validation_batches
-from efftrain.workload.text.batches.masking import mask_tokens
+from efftrain.workload.text.batches.masking import IGNORED, mask_tokens
 from efftrain.workload.text.batches.windows import batch, validation_batches
 from efftrain.workload.text.corpus import Corpus
 
@@ -93,7 +93,7 @@ class MaskedBatches(_CorpusBatches):
             rows, step=step, first_row=first_row, seed=seed, mask_id=corpus.mask_id, vocab_size=corpus.vocab_size,
             end_id=corpus.end_id,
         )  # fmt: skip
-        hidden = int((targets[0] != IGNORE).sum())  # alike in every row
+        hidden = int((targets[0] != IGNORED).sum())  # alike in every row
         return Batch(inputs=self._move(inputs), targets=self._move(targets), per_sequence=hidden)
 
 

@@ -47,10 +47,6 @@ CPU_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
 """What torch's CPU allocator says when the system refuses; it has no exception class of its own."""
 
 
-class _RefusedError(Exception):
-    """The run cannot be made as it was asked for; the message is one line."""
-
-
 def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
     """Make one run: prepare, count, warm up, train; every outcome ends in the journal.
 
@@ -78,7 +74,7 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
                 _count(spec, config, recorder)
             with together(spec["run_id"], torch.device(config.device), rank) as ranks:
                 status, detail = _train(spec, config, corpus, recorder, stop=stop, ranks=ranks), {}
-        except (_RefusedError, ConfigError) as refusal:  # a checkpoint that is not what it was, say
+        except ConfigError as refusal:  # a budget below one step, a checkpoint that is not what it was
             status, detail = "refused", {"detail": str(refusal)}
         except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             if not _out_of_memory(error):
@@ -127,7 +123,7 @@ def _train(
     refusal = budget.first_step_refusal()
     refused = ranks.any(bool(refusal))
     if refused and not kept:
-        raise _RefusedError(refusal or "the first rank refused")
+        raise ConfigError(refusal or "the first rank refused")
     horizon, first_step = Horizon(config.horizon, budget.spent), 1
     if kept:  # last, because random state is part of it
         first_step = resume(parts.session, kept, horizon, rank=ranks.rank, group=ranks.checkpoints)

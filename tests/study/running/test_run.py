@@ -13,7 +13,7 @@ from efftrain.monitor.launch import Rank
 from efftrain.study.running import run as running
 from efftrain.study.running.ranks import config_of_rank
 from efftrain.training.checkpoints.folder import find
-from efftrain.training.config import HorizonConfig, OptimizerConfig, RunConfig
+from efftrain.training.config import ConfigError, HorizonConfig, OptimizerConfig, RunConfig
 from efftrain.training.ranks import Alone
 from efftrain.training.session import Session, build_session
 from tests.training.checkpoints.test_resume import IDENTITY, Notes, trained
@@ -90,5 +90,5 @@ def test_resumed_without_room_for_a_step_it_ends_as_what_it_was(without_room: An
 
 
 def test_begun_without_room_for_a_step_it_is_refused(without_room: Any, tmp_path: Path):
-    with pytest.raises(running._RefusedError, match="no room"):
+    with pytest.raises(ConfigError, match="no room"):
         without_room(CONFIG, spec_of(CONFIG, tmp_path))
