@@ -57,9 +57,11 @@ def _execute(plan: Plan, folder: StudyFolder, settings: dict[str, Any], observer
     if len(statuses) == len(plan.runs):
         observer.message("all runs are complete: nothing is left to be made")
         return Outcome(statuses, not_made, interrupted)
+    for note in plan.notes:
+        observer.message(note)
     try:
         peaks = measure_peaks(plan, observer, crew.rank)
-        crew.measure_idle(plan.runs[0].config.device if plan.runs else "cpu")
+        crew.measure_idle(plan.runs[0].config.device)
         idle = measure_idle_power(plan, observer, crew.rank)
         for index, run in enumerate(plan.runs, start=1):
             if run.run_id in statuses:

@@ -73,6 +73,12 @@ def test_adapters():
     assert configured(lora_rank=4, lora_alpha=4.0).config.lora == LoraConfig(rank=4, alpha=4.0)
 
 
+def test_adapters_beside_random_weights_are_noted():
+    (note,) = configured(lora_rank=4).notes
+    assert "random weights" in note
+    assert configured().notes == ()
+
+
 def test_limits():
     horizon = configured(max_joules=50.0, patience=3, min_delta=0.01, target_loss=2.5).config.horizon
     assert horizon == HorizonConfig(max_joules=50.0, patience=3, min_delta=0.01, target_loss=2.5)
