@@ -47,7 +47,7 @@ def test_the_table_serves_the_generations_that_fit():
 
 def test_a_tuned_file_is_taken(tuned):
     other = configs.candidates(KEY)[1]
-    tuned(configs.tuned_document(DEVICE, {KEY: other}, triton="3.6.0"))
+    tuned(configs.tuned_document(DEVICE, [(KEY, other)], triton="3.6.0"))
     assert configs.config_for(KEY, DEVICE) == other
     assert configs.config_for(KEY) == configs.candidates(KEY)[0]
     full = Key(90, "forward", 64, "full", "half")

@@ -109,36 +109,36 @@ def test_everything_that_is_shipped(arch):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def compiled(registers=64, spill_bytes=0, shared_bytes=0, opcodes=(), *, serialized=False):
-    return Compiled(registers, spill_bytes, shared_bytes, Counter(opcodes), serialized, "12.8")
+def compiled(registers=64, spill_bytes=0, shared_bytes=0, opcodes=(), *, serialized=False, warps=4):
+    return Compiled(registers, spill_bytes, shared_bytes, Counter(opcodes), serialized, "12.8", warps)
 
 
 @pytest.mark.parametrize(
-    ("found", "arch", "num_warps", "limits", "complaints"),
+    ("found", "arch", "limits", "complaints"),
     [
-        (compiled(shared_bytes=163 * KIB), 80, 4, Limits(), 0),
-        (compiled(shared_bytes=163 * KIB + 1), 80, 4, Limits(), 1),
-        (compiled(shared_bytes=163 * KIB), 86, 4, Limits(), 1),
-        (compiled(shared_bytes=227 * KIB), 90, 4, Limits(), 0),
-        (compiled(registers=255), 90, 8, Limits(), 0),
-        (compiled(registers=129), 90, 16, Limits(), 1),
-        (compiled(spill_bytes=8), 90, 4, Limits(spill_bytes=8), 0),
-        (compiled(spill_bytes=9), 90, 4, Limits(spill_bytes=8), 1),
-        (compiled(opcodes=["HGMMA.64x64x16.F32.BF16"]), 90, 4, Limits(wgmma=True), 0),
-        (compiled(opcodes=["HGMMA.64x64x16.F32.BF16"], serialized=True), 90, 4, Limits(wgmma=True), 1),
-        (compiled(opcodes=["HMMA.16816.F32.BF16"]), 90, 4, Limits(wgmma=True), 1),
-        (compiled(opcodes=["HMMA.16816.F32.BF16"]), 80, 4, Limits(wgmma=True), 0),
-        (compiled(opcodes=["LDG.E.128", "STG.E.128"]), 90, 4, Limits(wide=True), 0),
-        (compiled(opcodes=["LDG.E.128.CONSTANT", *["LDG.E"] * 24]), 90, 4, Limits(wide=True), 0),
-        (compiled(opcodes=["LDG.E.128", *["LDG.E"] * 25]), 90, 4, Limits(wide=True), 1),
-        (compiled(opcodes=["LDG.E.128", "LDG.E.U16"]), 90, 4, Limits(wide=True), 1),
-        (compiled(opcodes=["LDG.E.ENL2.256"]), 100, 4, Limits(wide=True), 0),
-        (compiled(opcodes=["LDG.E", "STG.E"]), 90, 4, Limits(wide=True), 1),
-        (compiled(spill_bytes=9, shared_bytes=300 * KIB), 90, 4, Limits(), 2),
+        (compiled(shared_bytes=163 * KIB), 80, Limits(), 0),
+        (compiled(shared_bytes=163 * KIB + 1), 80, Limits(), 1),
+        (compiled(shared_bytes=163 * KIB), 86, Limits(), 1),
+        (compiled(shared_bytes=227 * KIB), 90, Limits(), 0),
+        (compiled(registers=255, warps=8), 90, Limits(), 0),
+        (compiled(registers=129, warps=16), 90, Limits(), 1),
+        (compiled(spill_bytes=8), 90, Limits(spill_bytes=8), 0),
+        (compiled(spill_bytes=9), 90, Limits(spill_bytes=8), 1),
+        (compiled(opcodes=["HGMMA.64x64x16.F32.BF16"]), 90, Limits(wgmma=True), 0),
+        (compiled(opcodes=["HGMMA.64x64x16.F32.BF16"], serialized=True), 90, Limits(wgmma=True), 1),
+        (compiled(opcodes=["HMMA.16816.F32.BF16"]), 90, Limits(wgmma=True), 1),
+        (compiled(opcodes=["HMMA.16816.F32.BF16"]), 80, Limits(wgmma=True), 0),
+        (compiled(opcodes=["LDG.E.128", "STG.E.128"]), 90, Limits(wide=True), 0),
+        (compiled(opcodes=["LDG.E.128.CONSTANT", *["LDG.E"] * 24]), 90, Limits(wide=True), 0),
+        (compiled(opcodes=["LDG.E.128", *["LDG.E"] * 25]), 90, Limits(wide=True), 1),
+        (compiled(opcodes=["LDG.E.128", "LDG.E.U16"]), 90, Limits(wide=True), 1),
+        (compiled(opcodes=["LDG.E.ENL2.256"]), 100, Limits(wide=True), 0),
+        (compiled(opcodes=["LDG.E", "STG.E"]), 90, Limits(wide=True), 1),
+        (compiled(spill_bytes=9, shared_bytes=300 * KIB), 90, Limits(), 2),
     ],
 )
-def test_limits(found, arch, num_warps, limits, complaints):
-    assert len(violations(found, arch, num_warps, limits)) == complaints
+def test_limits(found, arch, limits, complaints):
+    assert len(violations(found, arch, limits)) == complaints
 
 
 def test_a_table_names_what_is_wrong_and_what_is_missing():
@@ -206,7 +206,6 @@ def test_every_configuration_is_compiled():
     for key in configs.keys():  # noqa: SIM118 (a function)
         width = {"half": "bf16", "float": "fp32"}[key.dtype]
         for c in configs.candidates(key):
-            shape = f"{c.block_m}x{c.block_n} w{c.num_warps} s{c.num_stages}"
-            assert f"{key.kernel} D{key.block_d} {key.kind} {width} {shape}" in names[key.arch]
+            assert f"{key.kernel} D{key.block_d} {key.kind} {width} {c}" in names[key.arch]
     assert [name for name, _ in adamw.shipped()] == [subject.name for subject in subjects.optimizer(90)]
     assert QUICK.issubset(name for name, _ in adamw.shipped())

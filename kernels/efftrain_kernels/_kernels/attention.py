@@ -6,7 +6,7 @@ from typing import Any, Literal
 import triton
 from torch import Tensor
 
-from efftrain_kernels._kernels import attention_backward, attention_forward
+from efftrain_kernels._kernels import attention_backward, attention_forward, specialised
 from efftrain_kernels._kernels.configs import Config, Kernel, Key, config_for
 from efftrain_kernels._kernels.launch import Launch
 
@@ -48,6 +48,12 @@ class Call:
         """Whether sequences are packed."""
         return self.cu_seqlens_q is not None
 
+    def band(self) -> tuple[int | None, int | None]:
+        """`left` and `right`, None where a side hides nothing, so that no int32 overflows."""
+        left = None if self.left is None or self.left >= self.max_seqlen_k - 1 else self.left
+        right = None if self.right is None or self.right >= self.max_seqlen_q - 1 else self.right
+        return left, right
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -65,12 +71,20 @@ class Target:
     precision: Precision = "ieee"
     configs: dict[Kernel, Config] | None = None
 
-    def config(self, kernel: Kernel, q: Tensor, call: Call) -> Config:
-        """The configuration of `kernel` for these queries."""
-        if self.configs and kernel in self.configs:
-            return self.configs[kernel]
+    def config(self, kernel: Kernel, q: Tensor, call: Call, *, specialised: bool = False) -> Config:
+        """The configuration of `kernel` for these queries; a specialised one only where that may be.
+
+        Raises:
+            ValueError: a specialised one is given for a call that its kernel does not take.
+        """
+        given = (self.configs or {}).get(kernel)
+        if given and given.specialised and not specialised:
+            raise ValueError(f"{given}: this call, or this triton, is not one that the specialised kernel takes")
+        if given:
+            return given
         masked = call.left is not None or call.right is not None
-        return config_for(Key.of(self.arch, kernel, q, masked=masked, capped=call.softcap != 0), self.device)
+        key = Key.of(self.arch, kernel, q, masked=masked, capped=call.softcap != 0)
+        return config_for(key, self.device, specialised=specialised)
 
 
 def forward_launches(
@@ -87,7 +101,7 @@ def forward_launches(
         call: everything else.
         target: what configurations depend on.
     """
-    config = target.config("forward", q, call)
+    config = target.config("forward", q, call, specialised=specialised.takes(q, k, v, out, call))
     lanes, groups = _batch(q, call) * q.shape[1], q.shape[1] // k.shape[1]
     arguments = {
         **_pointers(q=q, k=k, v=v, out=out, lse=lse, sinks=call.sinks),
@@ -100,6 +114,8 @@ def forward_launches(
         "NEGATIVE_SCALE": call.scale < 0,
         **_tile(q, config, target.precision),
     }  # fmt: skip
+    if config.specialised:
+        return [specialised.launch(q, k, v, out, config, arguments)]
     return [_launch(attention_forward.forward, arguments, config)]
 
 
@@ -200,9 +216,8 @@ def _lse_strides(lse: Tensor, call: Call) -> dict[str, int]:
 
 
 def _band(call: Call, q: Tensor, k: Tensor) -> dict[str, Any]:
-    """Lengths, mask and scale. A side of the window that hides nothing is dropped, so that no int32 overflows."""
-    left = None if call.left is None or call.left >= call.max_seqlen_k - 1 else call.left
-    right = None if call.right is None or call.right >= call.max_seqlen_q - 1 else call.right
+    """Lengths, mask and scale."""
+    left, right = call.band()
     return {
         "cu_q_ptr": call.cu_seqlens_q, "cu_k_ptr": call.cu_seqlens_k, "PACKED": call.packed,
         "groups": q.shape[1] // k.shape[1], "len_q": q.shape[-2], "len_k": k.shape[-2],

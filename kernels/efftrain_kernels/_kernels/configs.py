@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -36,14 +37,20 @@ class Config:
     Attributes:
         block_m: queries a tile.
         block_n: keys a tile.
-        num_warps: warps a program.
-        num_stages: depth of the software pipeline.
+        num_warps: warps a program; of one group where specialised.
+        num_stages: depth of the software pipeline, or of the ring of tiles.
+        specialised: warps have different work (`attention_specialised`).
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    specialised: bool = False
+
+    def __str__(self) -> str:
+        shape = f"{self.block_m}x{self.block_n} w{self.num_warps} s{self.num_stages}"
+        return f"{shape} specialised" if self.specialised else shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +135,11 @@ _FLOAT: _Row = {
     ("queries", 128): [Config(16, 16, 8, 2)],
     ("queries", 256): [Config(16, 16, 8, 2)],
 }
+# Warps with different work, for plain calls. None is in the table until one was measured to be faster than the others.
+_SPECIALISED: _Row = {
+    ("forward", 64): [Config(128, 128, 4, 3, True), Config(128, 64, 4, 4, True), Config(192, 64, 4, 4, True)],
+    ("forward", 128): [Config(128, 128, 4, 2, True), Config(128, 64, 4, 3, True), Config(192, 64, 4, 3, True)],
+}
 _HALF: dict[int, _Row] = {80: _AMPERE, 86: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
 
 # A soft cap takes registers of its own: 88 bytes would spill from the table's.
@@ -153,9 +165,11 @@ def architecture(capability: tuple[int, int]) -> int:
 
 
 def candidates(key: Key) -> list[Config]:
-    """What tuning may choose from; the table's own comes first."""
+    """What tuning may choose from; the table's own comes first, specialised ones last."""
     rows = _HALF[key.arch] if key.dtype == "half" else _FLOAT
-    return _INSTEAD.get(key) or rows[key.kernel, key.block_d]
+    plain = _INSTEAD.get(key) or rows[key.kernel, key.block_d]
+    divided = key.arch == 90 and key.dtype == "half" and key.kind != "capped"
+    return [*plain, *(_SPECIALISED.get((key.kernel, key.block_d), []) if divided else [])]
 
 
 def keys() -> list[Key]:
@@ -175,9 +189,16 @@ def shipped() -> list[tuple[Key, Config]]:
     return [(key, candidates(key)[0]) for key in keys()]
 
 
-def config_for(key: Key, device: str | None = None) -> Config:
-    """The tuned configuration of the device of that name where there is one, else the table's."""
-    return _tuned(device).get(key) or candidates(key)[0]
+def config_for(key: Key, device: str | None = None, *, specialised: bool = False) -> Config:
+    """The tuned configuration of the device of that name where there is one, else the table's.
+
+    Args:
+        key: what it is for.
+        device: its name; None for the table alone.
+        specialised: the call is one that the specialised kernel takes; whether it is taken is for the tuned file.
+    """
+    tuned = _tuned(device)
+    return (tuned.get((key, True)) if specialised else None) or tuned.get((key, False)) or candidates(key)[0]
 
 
 def tuned_path(device: str) -> Path:
@@ -189,14 +210,25 @@ def tuned_path(device: str) -> Path:
     return cache / "efftrain" / "kernels" / f"{device.replace(' ', '-').replace('/', '-')}.json"
 
 
-def tuned_document(device: str, chosen: dict[Key, Config], **facts: Any) -> dict[str, Any]:
-    """What a tuned file holds, ready for JSON: `facts` (versions, method) stand beside the configurations."""
-    return {**facts, "device": device, "configs": {str(key): list(astuple(config)) for key, config in chosen.items()}}
+def tuned_document(device: str, chosen: Iterable[tuple[Key, Config]], **facts: Any) -> dict[str, Any]:
+    """What a tuned file holds, ready for JSON: `facts` (versions, method) stand beside the configurations.
+
+    A key may have two: one for every call, and a specialised one that goes before it where a call allows that.
+    """
+    named = {_entry(key, config.specialised): list(astuple(config)) for key, config in chosen}
+    return {**facts, "device": device, "configs": named}
+
+
+def _entry(key: Key, specialised: bool) -> str:
+    return f"{key}{' specialised' * specialised}"
 
 
 @functools.cache
-def _tuned(device: str | None) -> dict[Key, Config]:
-    """What this device's file says, less what was never compiled; a file that cannot be used is said so once."""
+def _tuned(device: str | None) -> dict[tuple[Key, bool], Config]:
+    """What this device's file says, less what was never compiled; a file that cannot be used is said so once.
+
+    By key, and whether it is the specialised one.
+    """
     if device is None:
         return {}
     path = tuned_path(device)
@@ -210,9 +242,15 @@ def _tuned(device: str | None) -> dict[Key, Config]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         warnings.warn(f"{path} is not used: {error}", RuntimeWarning, stacklevel=2)
         return {}
-    chosen = {key: named[str(key)] for key in keys() if str(key) in named}
-    unknown = [str(key) for key, config in chosen.items() if config not in candidates(key)]
+    entries = {_entry(key, divided): (key, divided) for key in keys() for divided in (False, True)}
+    chosen = {entry: config for entry, config in named.items() if entry in entries}
+    right = {
+        entries[entry]: config
+        for entry, config in chosen.items()
+        if config in candidates(entries[entry][0]) and config.specialised == entries[entry][1]
+    }
+    unknown = [entry for entry in chosen if entries[entry] not in right]
     if unknown:
         told = f"{path}: {', '.join(unknown)}: not among the compiled candidates; the table's are used"
         warnings.warn(told, RuntimeWarning, stacklevel=2)
-    return {key: config for key, config in chosen.items() if config in candidates(key)}
+    return right

@@ -18,6 +18,7 @@ class Launch:
         grid: programs along each axis.
         num_warps: warps a program.
         num_stages: depth of the software pipeline.
+        max_registers: registers a thread at the start, where groups of warps share them out among themselves.
     """
 
     kernel: Any
@@ -25,11 +26,18 @@ class Launch:
     grid: tuple[int, ...]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What triton's compiler is told besides the arguments."""
+        registers = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, **registers}
 
     def run(self) -> None:
         """Launch on the device of the arguments, or run in the interpreter."""
         if all(self.grid):
-            self.kernel[self.grid](**self.arguments, num_warps=self.num_warps, num_stages=self.num_stages)
+            self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def interpreting() -> bool:

@@ -42,6 +42,7 @@ class Compiled:
         opcodes: how often each machine instruction stands in the program, by its full name (`LDG.E.128`).
         serialized: ptxas says that it orders wgmma instructions one after the other (C7512, C7515).
         ptxas: its version, such as 12.8.
+        warps: of a program, those that only load included.
     """
 
     registers: int
@@ -50,6 +51,7 @@ class Compiled:
     opcodes: Counter[str]
     serialized: bool
     ptxas: str
+    warps: int
 
     def count(self, *prefixes: str) -> int:
         """How many instructions begin with one of the prefixes."""
@@ -88,6 +90,7 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         opcodes=Counter(_OPCODE.findall(_disassemble(kernel.asm["cubin"]))),
         serialized=_SERIALIZED.search(text) is not None,
         ptxas=_tool(arch).version,
+        warps=kernel.metadata.num_warps,
     )
 
 
@@ -95,14 +98,19 @@ def specialise(launch: Launch, target: GPUTarget) -> tuple[dict[str, str], dict[
     """(Signature, constants, promises, options) of a launch, from the code that triton's own launches go through."""
     kernel, backend = launch.kernel, make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, found, options = bind(**launch.arguments, num_warps=launch.num_warps, num_stages=launch.num_stages)
+    bound, found, options = bind(**launch.arguments, **launch.options)
     parsed, signature, constants, promises = kernel._pack_args(backend, options, bound, found, options)
     return signature, constants, promises, parsed
 
 
 def _source(launch: Launch, target: GPUTarget) -> tuple[ASTSource, dict[str, Any]]:
     signature, constants, promises, options = specialise(launch, target)
-    return ASTSource(launch.kernel, signature, constants, promises), dict(options.__dict__)
+    written_in = ASTSource
+    if launch.kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        written_in = GluonASTSource
+    return written_in(launch.kernel, signature, constants, promises), dict(options.__dict__)
 
 
 @contextmanager

@@ -186,5 +186,5 @@ def _row(subject: "Subject", arch: int, compiled: "Compiled", seconds: float) ->
         tcgen05=compiled.count(*TCGEN05), serialized=compiled.serialized, wide=compiled.wide_accesses(),
         narrow=compiled.global_accesses(8) + compiled.global_accesses(16), ptxas=compiled.ptxas,
         seconds=round(seconds, 3), allowance=subject.limits.reason,
-        violations=violations(compiled, arch, subject.launch.num_warps, subject.limits),
+        violations=violations(compiled, arch, subject.limits),
     )  # fmt: skip

@@ -55,6 +55,11 @@ class Problem:
     band: Window = (None, None)
     softcap: float = 0.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether a specialised kernel takes it: full or causal, in columns that fill the tile."""
+        return self.band in {(None, None), (None, 0)} and self.head_dim in BLOCK_D and not self.softcap
+
     def name(self) -> str:
         """Such as `pairs D64 S256 bfloat16 (None, 0)`."""
         kind = str(self.dtype).removeprefix("torch.")
@@ -106,13 +111,14 @@ def problems(key: Key, *, length: int = 256, dtypes: tuple[torch.dtype, ...] | N
 
 
 def try_config(key: Key, config: Config, device: torch.device, tried: list[Problem]) -> list[Finding]:
-    """Run one configuration on each problem and compare with float64.
+    """Run one configuration on each problem that it takes, and compare with float64.
 
     Raises:
         Exception: what triton or CUDA raises where the kernel does not run.
     """
     target = Target(key.arch, configs={key.kernel: config})
-    return [finding for problem in tried for finding in _try(key, target, device, problem)]
+    taken = [problem for problem in tried if problem.plain or not config.specialised]
+    return [finding for problem in taken for finding in _try(key, target, device, problem)]
 
 
 def tensors(problem: Problem, device: torch.device, *, seed: int = 0) -> tuple[list[Tensor], float]:

@@ -26,6 +26,7 @@ MARGIN_S = 25.0  # for a stage to stop by itself before it is stopped
 WORTHWHILE_S = 60.0
 LOG_BYTES = 1 << 20
 RESULT = "result.json"
+TUNED = "tuned.json"
 STAGES_MODULE = "efftrain_kernels.evidence.stages"
 KEPT = "kept"
 
@@ -146,6 +147,8 @@ def _device_folder() -> str:
 
 def _run_stage(script: Script, name: str, folder: Path, left: float, before: dict[str, Any], *, dry: bool) -> None:
     """Run a stage in its process and pack what it leaves."""
+    from efftrain_kernels._kernels.configs import ENVIRONMENT
+
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
@@ -157,7 +160,10 @@ def _run_stage(script: Script, name: str, folder: Path, left: float, before: dic
             "--seconds", str(max(1.0, left - MARGIN_S)), *(["--dry"] * dry),
             *script.options,
         ]  # fmt: skip
-        environment = {**os.environ, "TRITON_INTERPRET": "1"} if dry else dict(os.environ)
+        tuned = folder / TUNED
+        environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if dry else {})}
+        if tuned.exists():
+            environment[ENVIRONMENT] = str(tuned.resolve())
         with (work / "log.txt").open("wb") as log:
             status = _wait(
                 subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True), left
@@ -165,8 +171,8 @@ def _run_stage(script: Script, name: str, folder: Path, left: float, before: dic
         result = _result(work, name, before, status)
         kept = {f"{KEPT}/{file.name}": file.read_bytes() for file in sorted((work / KEPT).iterdir())}
         _pack(path, {RESULT: json.dumps(result, indent=1).encode(), "log.txt": _tail(work / "log.txt"), **kept})
-        for extra in work.glob("tuned.json"):
-            (folder / extra.name).write_bytes(extra.read_bytes())
+        if (work / TUNED).exists():
+            tuned.write_bytes((work / TUNED).read_bytes())
     print(f"{name}: {_said(result)}, {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -36,9 +36,9 @@ class Limits:
     reason: str = ""
 
 
-def violations(compiled: Compiled, arch: int, num_warps: int, limits: Limits) -> tuple[str, ...]:
+def violations(compiled: Compiled, arch: int, limits: Limits) -> tuple[str, ...]:
     """In what a compiled kernel exceeds its limits, a sentence each; empty where it keeps them."""
-    found = [_shared(compiled, arch), _registers(compiled, num_warps, limits)]
+    found = [_shared(compiled, arch), _registers(compiled, limits)]
     if compiled.spill_bytes > limits.spill_bytes:
         found.append(f"spills {compiled.spill_bytes} bytes a thread, allowed {limits.spill_bytes}")
     if limits.wgmma and arch == HOPPER:
@@ -64,8 +64,8 @@ def _shared(compiled: Compiled, arch: int) -> str:
     return f"needs {compiled.shared_bytes / KIB:.0f} KiB of shared memory, sm_{arch} has {limit // KIB}"
 
 
-def _registers(compiled: Compiled, num_warps: int, limits: Limits) -> str:
-    limit = min(limits.registers, REGISTERS // (num_warps * WARP_SIZE))
+def _registers(compiled: Compiled, limits: Limits) -> str:
+    limit = min(limits.registers, REGISTERS // (compiled.warps * WARP_SIZE))
     return f"needs {compiled.registers} registers a thread, allowed {limit}" if compiled.registers > limit else ""
 
 

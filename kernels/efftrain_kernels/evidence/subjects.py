@@ -144,9 +144,8 @@ def optimizer(arch: int) -> Iterator[Subject]:
 
 
 def _subject(key: Key, config: Config, variant: Variant, limits: Limits, *, quick: bool = False) -> Subject:
-    shape = f"{config.block_m}x{config.block_n} w{config.num_warps} s{config.num_stages}"
     return Subject(
-        name=f"{key.kernel} {variant.name()} {shape}",
+        name=f"{key.kernel} {variant.name()} {config}",
         family="attention",
         launch=attention_launch(key, config, variant),
         limits=replace(limits, wgmma=key.dtype == "half"),

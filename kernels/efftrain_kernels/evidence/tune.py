@@ -18,9 +18,11 @@ from efftrain_kernels._kernels.attention import Call, Target, backward_launches,
 from efftrain_kernels._kernels.configs import Config, Key
 from efftrain_kernels._kernels.launch import Launch
 from efftrain_kernels.evidence import exact, measure
+from efftrain_kernels.evidence.isolated import Failure, attempt, outcomes
 from efftrain_kernels.evidence.table import number, table
 
 TOKENS, HIDDEN, LENGTH = 16384, 2048, 8192
+LIMIT_S = 90.0
 METHOD = "median of single kernels at 8,192 tokens, L2 cache overwritten before each; wrong ones are left out"
 
 
@@ -30,7 +32,7 @@ class Choice:
 
     Attributes:
         key: which kernel, for what.
-        config: the fastest, or the table's where none was right.
+        config: the fastest that does every call, or the table's where none was right.
         seconds: medians of those that were right.
         rejected: why others were not timed.
     """
@@ -39,6 +41,12 @@ class Choice:
     config: Config
     seconds: dict[Config, float] = field(default_factory=dict)
     rejected: dict[Config, str] = field(default_factory=dict)
+
+    @property
+    def specialised(self) -> Config | None:
+        """The fastest of those that do plain calls alone, if it is faster than the others."""
+        best = min(self.seconds, key=lambda config: self.seconds[config], default=None)
+        return best if best is not None and best.specialised else None
 
 
 def tune(
@@ -92,17 +100,24 @@ def describe(found: Sequence[Choice]) -> str:
     rows = []
     for choice in found:
         first = configs.candidates(choice.key)[0]
-        ours, theirs = choice.seconds.get(choice.config), choice.seconds.get(first)
+        best = choice.specialised or choice.config
+        ours, theirs = choice.seconds.get(best), choice.seconds.get(first)
         gain = theirs / ours if ours and theirs else None
         ms = None if ours is None else ours * 1e3
-        rejected = "; ".join(f"{_short(config)}: {why}" for config, why in choice.rejected.items())
-        rows.append((str(choice.key), _short(choice.config), number(ms, ".4g"), number(gain, ".3f"), rejected))
+        rejected = "; ".join(f"{config}: {why}" for config, why in choice.rejected.items())
+        rows.append((str(choice.key), str(best), number(ms, ".4g"), number(gain, ".3f"), rejected))
     return table(("kernel", "fastest", "p50 ms", "times the table's speed", "left out"), rows)
 
 
 def write(path: Path, device: str, found: Sequence[Choice]) -> None:
     """Write a tuned file so that a reader sees the old one or the new one whole."""
-    chosen = {choice.key: choice.config for choice in found if choice.seconds}
+    chosen = [
+        (choice.key, config)
+        for choice in found
+        if choice.seconds
+        for config in (choice.config, choice.specialised)
+        if config is not None
+    ]
     document = configs.tuned_document(device, chosen, versions=measure.versions(), method=METHOD)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -113,17 +128,30 @@ def write(path: Path, device: str, found: Sequence[Choice]) -> None:
 def _choose(key: Key, device: torch.device, length: int, dtypes: tuple[torch.dtype, ...] | None) -> Choice:
     seconds, rejected = {}, {}
     for config in configs.candidates(key):
-        try:
-            tried = exact.problems(key, length=min(256, length), dtypes=dtypes or (torch.bfloat16,))
-            wrong = [finding for finding in exact.try_config(key, config, device, tried) if not finding.right]
-            if wrong:
-                rejected[config] = f"wrong: {wrong[0].tensor} of {wrong[0].problem}"
-                continue
-            seconds[config] = measure.latency(_timed(key, config, device, length, dtypes), device).p50_s
-        except Exception as error:  # a configuration that does not run is not chosen
-            rejected[config] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    best = min(seconds, key=lambda config: seconds[config], default=configs.candidates(key)[0])
+        task = (key, config, device, length, dtypes)
+        if not config.specialised:
+            found = attempt(_try, task)
+        elif device.type == "cuda":  # its groups of warps might wait for each other for ever
+            (found,) = (outcome.result for outcome in outcomes(_try, [task], fresh=True, limit_s=LIMIT_S))
+        else:
+            continue
+        if isinstance(found, float):
+            seconds[config] = found
+        else:  # a configuration that does not run is not chosen
+            rejected[config] = found.reason[:200] if isinstance(found, Failure) else found
+    plain = {config: x for config, x in seconds.items() if not config.specialised}
+    best = min(plain, key=lambda config: plain[config], default=configs.candidates(key)[0])
     return Choice(key, best, seconds, rejected)
+
+
+def _try(task: tuple[Key, Config, torch.device, int, tuple[torch.dtype, ...] | None]) -> float | str:
+    """The median in s, or what is wrong on integers."""
+    key, config, device, length, dtypes = task
+    tried = exact.problems(key, length=min(256, length), dtypes=dtypes or (torch.bfloat16,))
+    wrong = [finding for finding in exact.try_config(key, config, device, tried) if not finding.right]
+    if wrong:
+        return f"wrong: {wrong[0].tensor} of {wrong[0].problem}"
+    return measure.latency(_timed(key, config, device, length, dtypes), device).p50_s
 
 
 def _timed(
@@ -147,7 +175,3 @@ def _timed(
     for launch in launches:  # fills what the timed kernel reads
         launch.run()
     return launches[2 if key.kernel == "keys" else 3].run
-
-
-def _short(config: Config) -> str:
-    return f"{config.block_m}x{config.block_n} w{config.num_warps} s{config.num_stages}"
