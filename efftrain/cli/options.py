@@ -106,14 +106,21 @@ def check_corpus(plan: "Plan") -> None:
     """Prepare the text of a plan before anything is written, so that what is wrong with it is said first.
 
     Raises:
-        DataError: no text, or too little for one batch.
+        DataError: no text, too little for one batch, or other classes than the plan's.
     """
-    from efftrain.workload.text.corpus import prepare
+    from efftrain.training.checkpoints.fit import other_class
+    from efftrain.workload.text.corpus import DataError, prepare
 
     if not plan.runs:
         return
     config = plan.runs[0].config
     corpus = prepare(plan.text, config.model.vocab_size, masked=config.task == "masked")
+    if plan.classes and (other := other_class(plan.classes, corpus.classes)):  # read again by --resume
+        which, planned, found = other
+        raise DataError(
+            f"{corpus.name}: class {which} is {found} now, and was {planned} when this study began;"
+            " it goes on with the text that it had"
+        )
     corpus.require(config.tokens_per_step, seq_len=config.model.seq_len)
 
 

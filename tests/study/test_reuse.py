@@ -1,5 +1,7 @@
 """Training from a checkpoint as a user does it: two commands, and what the second one's record says of the first."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,41 @@ def test_it_begins_where_the_checkpoint_ended_and_shows_its_cost_apart(efftrain,
     assert "which is not in this bill" in " ".join(done.stdout.split())
     kept = find(tmp_path / "second").facts["origin"]["training_energy"]
     assert kept["value"] == whole.value, "so that a chain is known without records"
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Callable[..., Path]:
+    def write(name: str, *classes: str) -> Path:
+        rows = [{"text": f"words about {kind} number {i}", "kind": kind} for i in range(200) for kind in classes]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.slow
+def test_other_classes_get_a_head_of_their_own_and_resume_nothing(efftrain, labelled, tmp_path: Path):
+    def classifier(data: Path, out: str, *more: object) -> None:
+        task = ("--task", "classification", "--label-column", "kind", "--data", data, "--out", tmp_path / out)
+        done = efftrain("train", *SMALL, "--steps", 2, "--checkpoint-every", 1, *task, *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    cats = labelled("cats.jsonl", "cats", "dogs")
+    classifier(cats, "first")
+    assert find(tmp_path / "first").classes == ("cats", "dogs")
+    classifier(labelled("birds.jsonl", "birds", "fish"), "other", "--from", tmp_path / "first")
+    assert any(
+        "its head over 2 classes is new; class 1 is 'birds'" in note for note in record(tmp_path / "other").notes
+    )
+
+    labelled("cats.jsonl", "cats", "ants")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "first").rglob("*")}
+    done = efftrain("train", "--resume", "--out", tmp_path / "first")
+    assert done.returncode == 2
+    said = "efftrain: cats.jsonl: class 1 is 'ants' now, and was 'cats' when this study began; "
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "first").rglob("*")} == before
 
 
 @pytest.mark.slow

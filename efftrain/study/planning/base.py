@@ -75,12 +75,14 @@ class Base:
         text: what is read.
         start: the checkpoint that they begin with.
         notes: what a reader of every run should know.
+        classes: names of the text's classes, in the order of the head over them, where there is one.
     """
 
     config: RunConfig
     text: TextConfig
     start: CheckpointInfo | None = None
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def base(request: Request, preset: StudyPreset) -> Base:
@@ -102,6 +104,7 @@ def base(request: Request, preset: StudyPreset) -> Base:
     text = _text(request, start)
     name = request.model or ("" if start else preset.model)
     model = _model(request, name, start)
+    classes: tuple[str, ...] = ()
     if model.num_classes is not None:
         classes = prepare(text, model.vocab_size).classes
         model = dataclasses.replace(model, num_classes=len(classes))
@@ -109,10 +112,10 @@ def base(request: Request, preset: StudyPreset) -> Base:
     config = _config(request, preset, model, workload, start)
     if config.lora:
         check_lora(config.lora, config.model)
-    notes = [*start.passed_over, *check_start(config, start)] if start else []
+    notes = [*start.passed_over, *check_start(config, start, classes)] if start else []
     if config.lora and not start:
         notes.append("adapters stand beside random weights: what they cost is right, what they learn says nothing")
-    return Base(config=config, text=text, start=start, notes=tuple(notes))
+    return Base(config=config, text=text, start=start, notes=tuple(notes), classes=classes)
 
 
 def _config(

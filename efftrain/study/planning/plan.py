@@ -41,7 +41,7 @@ class Plan:
     """A study to be made: its runs in order, and the variants that cannot run here with the reason.
 
     `origin` is what the checkpoint that its runs begin with had cost, as it stands in a journal's header; `notes` are
-    what a reader of every run should know.
+    what a reader of every run should know; `classes` are the names of the text's classes, by the head's order.
     """
 
     study_id: str
@@ -54,6 +54,7 @@ class Plan:
     text: TextConfig
     origin: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     @property
     def needed(self) -> list[str]:
@@ -104,6 +105,7 @@ def make_plan(request: Request) -> Plan:
         text=common.text,
         origin=_origin(common.start),
         notes=common.notes,
+        classes=common.classes,
     )
 
 

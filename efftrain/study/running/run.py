@@ -161,7 +161,9 @@ def _build(spec: dict[str, Any], config: RunConfig, corpus: Corpus, ranks: Ranks
         load_weights(teacher, Path(spec["teacher"]["weights"]))
         objective = distillation_objective(teacher, config.distill)
     torch.manual_seed(config.seed + (ranks.rank << 32))  # each rank draws its own dropout; seeds are below 2^32
-    start = partial(load_start, info=find(Path(config.start))) if config.start and not spec.get("resume") else None
+    start = None
+    if config.start and not spec.get("resume"):
+        start = partial(load_start, info=find(Path(config.start)), classes=corpus.classes)
     session = build_session(config, objective=objective, start=start)
     if ranks.size > 1:
         from efftrain.training.distributed import share  # a second of imports
@@ -202,7 +204,8 @@ def _checkpoints(
     journal, planned = Path(spec["journal"]), from_dict(spec["config"])  # not as a rank has it: that is not resumed
     return CheckpointWriter(
         journal.parent / "checkpoints", planned, recorder, tokenizer=corpus.tokenizer_path,
-        identity={key: spec[key] for key in ("run_id", "study_id", "variant", "seed", "origin")},
+        identity={key: spec[key] for key in ("run_id", "study_id", "variant", "seed", "origin")}
+        | {"classes": list(corpus.classes)},
         spent=Spending(journal, recorder.flush), rank=ranks.rank, group=ranks.checkpoints,
     )  # fmt: skip
 

@@ -6,8 +6,9 @@ on after it and published work adapts models in this way (arXiv:2309.16039, arXi
 because the first losses will not be those that the checkpoint ended with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from itertools import zip_longest
 from typing import Any, Final
 
 from efftrain.training.checkpoints.folder import CheckpointInfo
@@ -33,12 +34,13 @@ def start_model(info: CheckpointInfo) -> AnyModel:
     return info.model
 
 
-def check_start(config: RunConfig, info: CheckpointInfo) -> list[str]:
+def check_start(config: RunConfig, info: CheckpointInfo, classes: Sequence[str] = ()) -> list[str]:
     """Whether a run can begin with a checkpoint.
 
     Args:
         config: of the run.
         info: the checkpoint.
+        classes: names of the run's classes, in the order of its head, where it has such a head.
 
     Returns:
         What the run's reader should know, one line each.
@@ -52,7 +54,35 @@ def check_start(config: RunConfig, info: CheckpointInfo) -> list[str]:
         raise ConfigError(f"--from {info.folder}: {error}") from None
     if config.lora:
         check_lora(config.lora, config.model)
+    notes += _compare_classes(info, config, classes)
     return [f"begins with {info.folder.name} of {info.run_id}: {note}" for note in notes]
+
+
+def keeps_head(info: CheckpointInfo, classes: Sequence[str]) -> bool:
+    """Whether a checkpoint's head over classes is of use for these: each row of it has learned what one name means.
+
+    A checkpoint that was made before names were kept is taken at its number of classes.
+    """
+    return not info.classes or not classes or other_class(info.classes, classes) is None
+
+
+def other_class(there: Sequence[str], here: Sequence[str]) -> tuple[int, str, str] | None:
+    """Where two lists of classes first differ: which class, from 1, and both names in quotes; None where nowhere."""
+    pairs = enumerate(zip_longest(map(repr, there), map(repr, here), fillvalue="none"), start=1)
+    return next(((number, *names) for number, names in pairs if names[0] != names[1]), None)
+
+
+def _compare_classes(info: CheckpointInfo, config: RunConfig, classes: Sequence[str]) -> list[str]:
+    """What to say of a head over as many classes as the checkpoint's; another number is told by `compare_models`."""
+    number = config.model.num_classes
+    if number is None or info.model.num_classes != number:
+        return []
+    if not info.classes:
+        return [f"its head over {number} classes is the checkpoint's, which does not name them: they may be others"]
+    if (other := other_class(info.classes, classes)) is None:
+        return []
+    which, there, here = other
+    return [f"its head over {number} classes is new; class {which} is {here} here, {there} in the checkpoint"]
 
 
 def compare_models(there: AnyModel, here: AnyModel) -> list[str]:

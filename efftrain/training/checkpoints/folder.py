@@ -48,6 +48,8 @@ class CheckpointInfo:
         study_id: of its study.
         model: shape of its weights, which after pruning is not `config.model`.
         energy: what the run had used by then, all attempts together; None where it was not known.
+        classes: names of the classes that its head tells apart, in the head's order; none where it has no such head,
+            or was made before they were kept.
         facts: all of `checkpoint.json`.
         passed_over: newer checkpoints that are damaged, one line each.
     """
@@ -61,6 +63,7 @@ class CheckpointInfo:
     model: AnyModel
     energy: Quantity | None
     facts: dict[str, Any]
+    classes: tuple[str, ...] = ()
     passed_over: tuple[str, ...] = ()
 
     @property
@@ -109,6 +112,7 @@ def read(folder: Path) -> CheckpointInfo:
             run_id=str(facts["run_id"]), study_id=str(facts["study_id"]),
             model=(config.pruned_model if facts["pruned"] else None) or config.model,
             energy=from_plain(Quantity, facts["energy"]) if facts.get("energy") else None, facts=facts,
+            classes=tuple(map(str, facts.get("classes") or ())),
         )  # fmt: skip
     except CheckpointError:
         raise

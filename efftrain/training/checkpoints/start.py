@@ -1,5 +1,6 @@
 """The weights of a checkpoint in a model that is trained further, on other text or for another task."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
@@ -9,19 +10,23 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
+from efftrain.training.checkpoints.fit import keeps_head
 from efftrain.training.checkpoints.folder import CheckpointError, CheckpointInfo
 from efftrain.training.checkpoints.state import expect_one_process, reason
 from efftrain.training.lora import merged_weights
 from efftrain.workload.models.build import Model
 
-HEADS: Final = ("lm_head.", "classifier.")
+CLASSIFIER: Final = "classifier."
+HEADS: Final = ("lm_head.", CLASSIFIER)
 """Layers that may be fresh where the checkpoint has another head."""
 
 _PREFIX: Final = "model."
 
 
-def load_start(model: Model, info: CheckpointInfo) -> None:
+def load_start(model: Model, info: CheckpointInfo, classes: Sequence[str] = ()) -> None:
     """Fill a model with the weights of a checkpoint; a head that the checkpoint does not have stays as it is.
+
+    So does one over classes of other names, or in another order: what the checkpoint's has learned is not about these.
 
     Adapters of the checkpoint are multiplied out: what it computed with them is where this training begins. To be
     called on a whole model, before adapters, sharding, or another number format; each rank reads for itself.
@@ -29,6 +34,7 @@ def load_start(model: Model, info: CheckpointInfo) -> None:
     Args:
         model: with fresh weights; changed in place.
         info: the checkpoint, which `efftrain.training.checkpoints.fit.check_start` has let pass.
+        classes: names of the classes that the model's head tells apart, in its order, where it has such a head.
 
     Raises:
         CheckpointError: the checkpoint is of another model, or cannot be read.
@@ -43,9 +49,10 @@ def load_start(model: Model, info: CheckpointInfo) -> None:
             raise CheckpointError(
                 f"{info.folder}: is of another model: {name} is {_shape(stored)}, here {_shape(target)}"
             )
+    usable = {n: w for n, w in weights.items() if not n.startswith(CLASSIFIER) or keeps_head(info, classes)}
     for name, target in state.items():
-        if name in weights and weights[name].shape == target.shape:
-            target.copy_(weights[name])
+        if name in usable and usable[name].shape == target.shape:
+            target.copy_(usable[name])
 
 
 def _shape(weight: Tensor | None) -> str:

@@ -33,6 +33,7 @@ def test_a_classification_counts_the_classes_of_its_text(tmp_path: Path):
         task="classification", data=(str(tmp_path / "t.jsonl"),), text_column="body", label_column="kind"
     )
     assert (found.config.model.causal, found.config.model.num_classes) == (True, 3)
+    assert found.classes == ("a", "b", "c")
     assert (found.text.column, found.text.label_column) == ("body", "kind")
 
 

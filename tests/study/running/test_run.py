@@ -38,7 +38,7 @@ def test_a_checkpoint_of_ranks_on_gpus_is_of_the_configuration_that_was_planned(
     planned = dataclasses.replace(CONFIG, device="cuda", ranks=2, parallel="ddp")
     config = config_of_rank(planned, Rank(rank=0, size=2, ranks=2, started=0.0, root=1))
     assert config.device == "cuda:0"
-    corpus: Any = SimpleNamespace(tokenizer_path=None)
+    corpus: Any = SimpleNamespace(tokenizer_path=None, classes=())
     writer = running._checkpoints(spec_of(planned, tmp_path), config, corpus, cast("Any", FlushedNotes()), Alone())
     assert writer is not None
     session = build_session(CONFIG)
@@ -67,7 +67,7 @@ def without_room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Session
         monkeypatch.setattr(running, "_build", lambda *_: parts)
         monkeypatch.setattr(running, "_warm_up", lambda *_, **__: None)
         monkeypatch.setattr(running, "Budget", NoRoom)
-        corpus: Any = SimpleNamespace(tokenizer_path=None)
+        corpus: Any = SimpleNamespace(tokenizer_path=None, classes=())
         status = running._train(spec, config, corpus, cast("Any", notes), stop=lambda: False, ranks=Alone())
         return session, notes, status
 

@@ -66,6 +66,7 @@ def test_what_was_written_is_what_is_read(make: Make, tiny_config: Callable[...,
     assert (info.step, info.tokens, info.run_id, info.study_id) == (7, 224, "baseline-s0", "study")
     assert (info.config, info.model, info.energy) == (tiny_config(), tiny_config().model, ENERGY)
     assert info.tokenizer is None
+    assert info.classes == (), "as in a checkpoint that was made before they were kept"
     assert info.passed_over == ()
 
 

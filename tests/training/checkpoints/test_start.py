@@ -1,7 +1,7 @@
 """A training that begins with a checkpoint begins where that one ended, or says in one line why it cannot."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ CPU = torch.device("cpu")
 LORA = LoraConfig(rank=3, alpha=6.0)
 
 
-def build(config: RunConfig, start: CheckpointInfo | None = None) -> Session:
+def build(config: RunConfig, start: CheckpointInfo | None = None, classes: Sequence[str] = ()) -> Session:
     """As a run builds its session: weights, then adapters, then their number format, then the optimizer."""
     model = build_model(config.model, CPU, seed=config.seed)
     if start:
-        load_start(model, start)
+        load_start(model, start, classes)
     if config.lora:
         apply_lora(model, config.lora, config.seed)
     prepare_precision(model, config.precision)
@@ -127,6 +127,40 @@ def test_a_classifier_becomes_a_language_model(tiny_config, tmp_path: Path, tied
     head = session.model.embedding.weight if tied else build_model(base, CPU, seed=5).lm_head.weight
     assert torch.equal(begun.lm_head.weight, head)
     assert torch.equal(begun.embedding.weight, session.model.embedding.weight)
+
+
+@pytest.mark.parametrize(
+    ("kept", "here", "is_taken", "said"),
+    [
+        (("good", "ill"), ("good", "ill"), True, ""),
+        (("good", "ill"), ("good", "well"), False, "its head over 2 classes is new; class 2 is 'well' here, 'ill' in"),
+        (("good", "ill"), ("ill", "good"), False, "its head over 2 classes is new; class 1 is 'ill' here, 'good' in"),
+        (("good", "ill"), ("fair", "good", "ill"), False, "its head over 3 classes is new; the checkpoint has no such"),
+        ((), ("good", "ill"), True, "its head over 2 classes is the checkpoint's, which does not name them"),
+    ],
+)
+def test_a_head_is_taken_for_the_same_classes_alone(
+    tiny_config, tmp_path: Path, kept: tuple[str, ...], *, here: tuple[str, ...], is_taken: bool, said: str
+):
+    def classifier(seed: int, number: int) -> RunConfig:
+        model = dataclasses.replace(tiny_config().model, num_classes=number)
+        return tiny_config(model=model, task="classification", checkpoint_every=1, seed=seed)
+
+    config = classifier(0, 2)
+    there = build(config)
+    named = {"classes": list(kept)} if kept else {}  # as before names were kept
+    writer = CheckpointWriter(tmp_path, config, NullRecorder(), identity={**IDENTITY, **named})
+    writer.save(there, 1, Horizon(config.horizon))
+    writer.close()
+    info, new = find(tmp_path), classifier(5, len(here))
+    assert info.classes == kept
+    notes = check_start(new, info, here)
+    assert len(notes) == bool(said)
+    assert all(said in note for note in notes)
+    begun, fresh = build(new, info, here).model, build(new).model
+    head = there.model if is_taken else fresh
+    assert torch.equal(begun.classifier.weight, head.classifier.weight)
+    assert torch.equal(begun.embedding.weight, there.model.embedding.weight)
 
 
 @pytest.mark.parametrize("length", [4, 16])
