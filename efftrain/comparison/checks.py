@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from efftrain.comparison.statistics import MIN_PAIRS
 from efftrain.comparison.verdicts import COUNTED, METRICS
+from efftrain.record.quantities import Quantity
 from efftrain.record.schema import Check, Run, VariantSummary
 
 Outcome = tuple[Literal["passed", "warning", "failed", "skipped"], str]
@@ -61,14 +62,29 @@ def _complete(run: Run) -> Outcome:
 
 
 def _below_peak(run: Run) -> Outcome:
-    known = {"MFU": run.flops.mfu.value, "HFU": run.flops.hfu.value}
-    above = {name: value for name, value in known.items() if value is not None and value > 1}
-    if above:
-        figures = ", ".join(f"{name} {value:.1%}" for name, value in above.items())
-        return "failed", f"{figures}: above 100 %, so the peak rate, the FLOPs or the time is wrong"
-    if all(value is None for value in known.values()):
+    known = {"MFU": _share_of_peak(run, run.flops.mfu, "model"), "HFU": _share_of_peak(run, run.flops.hfu, "hardware")}
+    figures = ", ".join(f"{name} {value:.1%}" for name, value in known.items() if value is not None)
+    peak = run.flops.peak_rate
+    if any(value is not None and value > 1 for value in known.values()):
+        return "failed", (
+            f"{figures}: above 100 %, so the peak rate, the FLOPs or the time is wrong; peak rate: {peak.source}"
+            + ("; without peaks.json in efftrain's cache it is measured anew" if peak.method == "measured" else "")
+        )
+    if not figures:
         return "skipped", f"no MFU: {run.flops.mfu.source}"
-    return "passed", ", ".join(f"{name} {value:.1%}" for name, value in known.items() if value is not None)
+    if peak.lower_bound:
+        return "warning", f"{figures} at most: {peak.source}"
+    return "passed", figures
+
+
+def _share_of_peak(run: Run, utilization: Quantity, kind: Literal["model", "hardware"]) -> float | None:
+    """A utilization, or the impossible one for which it was left out; None: not known."""
+    if utilization.value is not None:
+        return utilization.value
+    flops = run.flops.model_per_step.value if kind == "model" else run.flops.hardware_per_step.value
+    peak, seconds = run.flops.peak_rate.value, run.time.step.value
+    reached = flops / seconds / peak if flops is not None and peak and seconds else 0.0
+    return reached if reached > 1 else None
 
 
 def _hfu_at_least_mfu(run: Run) -> Outcome:

@@ -158,7 +158,7 @@ class LiveMeter:
 
     def _mfu(self) -> float | None:
         work = work_done(cost_stages(self._costs), self._recent)
-        return utilization(work.model, self._recent, self._peak).value if work else None
+        return utilization(work, "model", self._recent, self._peak).value
 
     def _eta_s(self) -> float | None:
         total = self._header["config"].get("steps")

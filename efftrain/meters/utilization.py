@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from efftrain.meters.phases import NO_STEPS, duration_s
 from efftrain.record.journal import Journal, Line
@@ -40,8 +41,8 @@ def flops_section(journal: Journal) -> Flops:
         convention=CONVENTION,
         model_per_step=_per_step(weighted, lambda row: row["model_flops"], "FLOP"),
         hardware_per_step=_per_step(weighted, lambda row: row["flops"], "FLOP"),
-        mfu=utilization(work.model if work else None, steps, peak),
-        hfu=utilization(work.hardware if work else None, steps, peak),
+        mfu=utilization(work, "model", steps, peak),
+        hfu=utilization(work, "hardware", steps, peak),
         peak_rate=peak,
         phases=_phases(weighted),
         modules=_rows(weighted, "module"),
@@ -76,22 +77,26 @@ def work_done(stages: dict[int, list[Line]], steps: Sequence[Line]) -> Work | No
 
 
 def peak_rate(header: Line) -> Quantity:
-    """The rate in FLOP/s that the device could reach, as the header has it."""
+    """The rate in FLOP/s that the device could reach, as the header has it; a lower bound if measured on a busy one."""
     peak = header["peak"]
     boundary = f"{peak['device']}, {peak['dtype']}"
     if peak["flops_per_s"] is None:
         return missing("FLOP/s", source=peak["source"], boundary=boundary)
     return Quantity(
-        value=peak["flops_per_s"], unit="FLOP/s", method=peak["method"], source=peak["source"], boundary=boundary
-    )
+        value=peak["flops_per_s"], unit="FLOP/s", method=peak["method"], source=peak["source"], boundary=boundary,
+        lower_bound=peak.get("lower_bound", False),
+    )  # fmt: skip
 
 
-def utilization(flop: float | None, steps: Sequence[Line], peak: Quantity) -> Quantity:
+def utilization(
+    work: Work | None, kind: Literal["model", "hardware"], steps: Sequence[Line], peak: Quantity
+) -> Quantity:
     """FLOP over the seconds of the steps and the peak rate; the interval is that of the mean step time.
 
-    An error of the peak rate itself is common to all runs on the device and is not in the interval.
+    An error of the peak rate itself is common to all runs on the device and is not in the interval. Where the hardware
+    did more than its peak rate allows, neither utilization is known, for it cannot have: the source says by how much.
     """
-    if peak.value is None or flop is None or not steps:
+    if peak.value is None or work is None or not steps:
         why = (
             peak.source if peak.value is None else "no FLOPs were counted for some of the steps" if steps else NO_STEPS
         )
@@ -100,6 +105,11 @@ def utilization(flop: float | None, steps: Sequence[Line], peak: Quantity) -> Qu
     length, n = math.fsum(durations), len(durations)
     if not length:
         return missing("1", source="the steps have no length", boundary=CONVENTION)
+    reached = max(work.hardware, work.model) / length / peak.value
+    if reached > 1:
+        why = f"the steps ran at {reached:.1%} of the peak rate, which cannot be: {peak.source}"
+        return missing("1", source=why, boundary=CONVENTION)
+    flop = work.model if kind == "model" else work.hardware
     value = flop / length / peak.value
     method = weakest(["measured", peak.method])
     source = f"FLOPs of {n} steps over their seconds and the peak rate ({peak.source})"

@@ -6,6 +6,7 @@ import pytest
 
 from efftrain.comparison.checks import RUN_CHECKS, run_checks, study_checks
 from efftrain.comparison.verdicts import compare
+from efftrain.record.quantities import Quantity, missing
 from efftrain.record.schema import Check, Run
 
 Make = Callable[..., Run]
@@ -54,6 +55,36 @@ def test_the_floor_is_flops_at_peak_rate_and_power_limit(run_record: Make, share
     floor = 600 * 2.9e9 / 1e9 * 100
     run = run_record(gpu=True, peak=1e9, power_limit_w=100.0, joules=share * floor / 0.9)
     assert _of(run)["energy_above_device_floor"] == status
+
+
+def _with_peak(run: Run, rate: float, *, lower_bound: bool = False) -> Run:
+    """`run` with a peak rate and without utilizations, as a meter leaves them out where they cannot be."""
+    absent = missing("1", source="cannot be")
+    peak = Quantity(
+        value=rate, unit="FLOP/s", method="measured", source="calibrated on a busy machine", lower_bound=lower_bound
+    )
+    return run.model_copy(
+        update={"flops": run.flops.model_copy(update={"peak_rate": peak, "mfu": absent, "hfu": absent})}
+    )
+
+
+def test_a_utilization_that_was_left_out_for_being_impossible_fails(run_record: Make) -> None:
+    run = run_record(mfu=0.4, hfu=0.4)
+    assert run.time.step.value
+    reached = 2.9e9 / run.time.step.value  # FLOP of a step over its seconds
+    found = {c.name: c for c in run_checks(_with_peak(run, reached / 1.3))}["utilization_below_peak"]
+    assert found.status == "failed"
+    assert "MFU 130.0%" in found.detail
+    assert "calibrated on a busy machine" in found.detail
+    assert _of(_with_peak(run, reached * 1.3))["utilization_below_peak"] == "skipped"
+
+
+def test_a_utilization_of_a_peak_that_is_a_lower_bound_is_at_most_that(run_record: Make) -> None:
+    run = run_record(mfu=0.4, hfu=0.5)
+    flops = _with_peak(run, 1e9, lower_bound=True).flops.model_copy(update={"mfu": run.flops.mfu, "hfu": run.flops.hfu})
+    found = {c.name: c for c in run_checks(run.model_copy(update={"flops": flops}))}["utilization_below_peak"]
+    assert found.status == "warning"
+    assert found.detail == "MFU 40.0%, HFU 50.0% at most: calibrated on a busy machine"
 
 
 def test_all_checks_are_listed_in_order(run_record: Make) -> None:

@@ -96,3 +96,19 @@ def test_steps_before_the_first_counted_model_have_no_utilization(journal):
     assert flops.mfu.value is None
     assert flops.mfu.source == "no FLOPs were counted for some of the steps"
     assert flops.model_per_step.value == 40  # of the steps for which it is known
+
+
+@pytest.mark.parametrize(("rate", "known"), [(361.0, True), (359.0, False), (200.0, False)])
+def test_more_than_the_peak_is_no_utilization(journal, rate, known):
+    # Two steps of 1 s with 300 FLOP of the model and 360 of the hardware.
+    flops = flops_section(journal([*ONE, *steps_of(1, 1)], peak=PEAK | {"flops_per_s": rate}))
+    assert flops.mfu.value == (pytest.approx(300 / rate) if known else None)
+    assert flops.hfu.value == (pytest.approx(360 / rate) if known else None)
+    if not known:
+        assert f"{360 / rate:.1%} of the peak rate, which cannot be: calibrated" in flops.mfu.source
+
+
+def test_a_peak_of_a_busy_machine_is_a_lower_bound(journal):
+    lines = [*ONE, *steps_of(1, 1)]
+    assert flops_section(journal(lines, peak=PEAK | {"lower_bound": True})).peak_rate.lower_bound
+    assert not flops_section(journal(lines, peak=PEAK)).peak_rate.lower_bound
