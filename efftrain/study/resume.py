@@ -49,7 +49,7 @@ def resumption(run: RunPlan, folder: StudyFolder, say: Callable[[str], None]) ->
     if info is None and not journals:
         return FRESH
     for moved in move_aside(folder.checkpoints(run.run_id), info.step if info else 0):
-        say(f"a checkpoint that is passed over stays as {moved}")
+        say(f"a checkpoint that is passed over stays as {moved} until training is past it")
     say(f"{run.run_id} goes on after step {info.step}" if info else f"{run.run_id} kept no checkpoint: from step 1")
     return {
         "resume": str(info.folder) if info else None,

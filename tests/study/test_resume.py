@@ -131,7 +131,14 @@ def test_checkpoints_of_a_training_that_begins_again_are_not_taken_for_older_one
     (keep(study, run, 20) / "__0_0.distcp").write_bytes(b"weight5")
     resumption(run, study, said.append)
     names = sorted(path.name for path in study.checkpoints(RUN).glob("passed-over-*"))
-    assert names == ["passed-over-step-00000015", "passed-over-step-00000020", "passed-over-step-00000020-2"]
+    assert names == ["passed-over-step-00000020", "passed-over-step-00000020-2"]
+    keep(study, run, 15)
+    keep_newest(study.checkpoints(RUN), 2)
+    assert len(list(study.checkpoints(RUN).glob("passed-over-*"))) == 2, "training is not past them yet"
+    keep(study, run, 20)
+    keep_newest(study.checkpoints(RUN), 2)
+    left = [step_folder(study.checkpoints(RUN), step) for step in (15, 20)]
+    assert sorted(study.checkpoints(RUN).iterdir()) == left
 
 
 def test_killed_before_its_first_checkpoint_it_begins_again_and_all_of_it_is_billed(study: StudyFolder):

@@ -8,7 +8,6 @@ choice because every shell can check it, and processors with SHA instructions re
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -27,7 +26,11 @@ SCHEMA: Final = "efftrain.checkpoint/1"
 FACTS: Final = "checkpoint.json"
 TOKENIZER: Final = "tokenizer.json"
 CHECKPOINTS: Final = "checkpoints"
+KEPT: Final = 2
+"""The newest checkpoint, and one before it for the case that the newest is damaged."""
+
 _STEP_FOLDER: Final = re.compile(r"step-\d{8,}")
+_PASSED_OVER: Final = re.compile(r"passed-over-step-(\d{8,})(?:-(\d+))?")
 _UNFINISHED: Final = ".unfinished-"
 
 
@@ -130,7 +133,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 def step_folders(checkpoints: Path) -> list[Path]:
     """The checkpoints in a `checkpoints` folder, whole or damaged, the oldest first."""
     found = [path for path in checkpoints.iterdir() if _is_step(path)] if checkpoints.is_dir() else []
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(found, key=_step)
 
 
 def unfinished_folder(checkpoints: Path, step: int) -> Path:
@@ -163,15 +166,19 @@ def finish(unfinished: Path, folder: Path, facts: dict[str, Any]) -> None:
 
 
 def keep_newest(checkpoints: Path, count: int) -> None:
-    """Remove all but the newest `count` checkpoints."""
-    for folder in step_folders(checkpoints)[:-count]:
+    """Remove all but the newest `count` checkpoints, and those passed over that the newest has caught up with."""
+    folders = step_folders(checkpoints)
+    behind = [path for path in passed_over(checkpoints) if folders and _age(path)[0] <= _step(folders[-1])]
+    for folder in [*folders[:-count], *behind]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def move_aside(checkpoints: Path, after: int) -> list[Path]:
     """Take the checkpoints after a step out of the way of a training that goes on there: `passed-over-step-N`.
 
-    They would be the newest for ever, and what such a training keeps would be removed.
+    They would be the newest for ever, and what such a training keeps would be removed. They stay there until it has
+    kept one of the same step or a later one (`keep_newest`). Of those from earlier times so many stay that there are
+    `KEPT`, the ones of the latest steps: a training that is cut off again and again fills no disk.
 
     Args:
         checkpoints: the folder of a run.
@@ -180,14 +187,34 @@ def move_aside(checkpoints: Path, after: int) -> list[Path]:
     Returns:
         Where they are now.
     """
-    found = [path for path in step_folders(checkpoints) if int(path.name.removeprefix("step-")) > after]
-    return [path.rename(_free(path.with_name(f"passed-over-{path.name}"))) for path in found]
+    found, before = [path for path in step_folders(checkpoints) if _step(path) > after], passed_over(checkpoints)
+    moved = [path.rename(_aside(path, before)) for path in found]
+    for folder in before[: max(0, len(before) + len(moved) - KEPT)] if moved else ():
+        shutil.rmtree(folder, ignore_errors=True)
+    return moved
 
 
-def _free(path: Path) -> Path:
-    """The path, or one with a number where something is there."""
-    others = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(each for each in itertools.chain([path], others) if not each.exists())
+def passed_over(checkpoints: Path) -> list[Path]:
+    """What `move_aside` has put there, by step and then by age, the oldest first."""
+    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    return sorted((path for path in found if _PASSED_OVER.fullmatch(path.name) and path.is_dir()), key=_age)
+
+
+def _aside(folder: Path, before: Iterable[Path]) -> Path:
+    """Where a checkpoint is put that is passed over; with a number where one of the same step was put there before."""
+    numbers = [number for step, number in map(_age, before) if step == _step(folder)]
+    return folder.with_name(f"passed-over-{folder.name}{f'-{max(numbers) + 1}' if numbers else ''}")
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """The step of a checkpoint that was passed over, and which one of that step it is."""
+    found = _PASSED_OVER.fullmatch(path.name)
+    assert found, "the name is as `move_aside` gave it"
+    return int(found[1]), int(found[2] or 1)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def size_bytes(folders: Iterable[Path]) -> int:

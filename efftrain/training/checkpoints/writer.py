@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from efftrain.record.recorder import Recorder
 from efftrain.training.checkpoints.folder import (
+    KEPT,
     TOKENIZER,
     finish,
     keep_newest,
@@ -31,9 +32,6 @@ from efftrain.training.checkpoints.state import expect_one_process, full_state, 
 from efftrain.training.config import RunConfig
 from efftrain.training.horizon import Horizon
 from efftrain.training.session import Session
-
-KEPT: Final = 2
-"""The newest checkpoint, and one before it for the case that the newest is damaged."""
 
 Spent = Callable[[], Mapping[str, Any]]
 """What the run has used so far, for `checkpoint.json`: `energy` (a Quantity as a dict), `grams`, `seconds`."""

@@ -16,6 +16,8 @@ from efftrain.training.checkpoints.folder import (
     find,
     finish,
     keep_newest,
+    move_aside,
+    passed_over,
     remove_unfinished,
     step_folder,
     step_folders,
@@ -151,6 +153,25 @@ def test_the_newest_two_are_kept_in_the_order_of_their_steps(make: Make):
     folders = [make(step) for step in (900_000_000, 5, 120)]
     keep_newest(folders[0].parent, 2)
     assert step_folders(folders[0].parent) == [folders[2], folders[0]]
+
+
+def test_what_is_passed_over_fills_no_disk_and_what_was_moved_now_is_not_lost(make: Make):
+    checkpoints = make(5).parent
+    (checkpoints / "passed-over-by-me").mkdir()  # not ours
+    for _ in range(12):
+        make(10)
+        move_aside(checkpoints, after=5)
+    assert [path.name for path in passed_over(checkpoints)] == [f"passed-over-step-00000010-{n}" for n in (11, 12)]
+    for step in (6, 7, 8):
+        make(step)
+    assert len(move_aside(checkpoints, after=5)) == 3
+    assert [path.name[-1] for path in passed_over(checkpoints)] == ["6", "7", "8"]
+    keep_newest(checkpoints, 2)
+    assert len(passed_over(checkpoints)) == 3, "training goes on after step 5"
+    make(7)
+    keep_newest(checkpoints, 2)
+    assert [path.name[-1] for path in passed_over(checkpoints)] == ["8"]
+    assert (checkpoints / "passed-over-by-me").exists()
 
 
 def test_a_checkpoint_takes_the_place_of_one_of_the_same_step(make: Make):
