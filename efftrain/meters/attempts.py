@@ -11,7 +11,7 @@ from typing import Any
 
 from efftrain.meters.assemble import assemble
 from efftrain.meters.attempts_energy import add_energy
-from efftrain.meters.attempts_means import common_sum, same, weighted
+from efftrain.meters.attempts_means import added_up, common_sum, same, weighted
 from efftrain.meters.carbon.footprint import carbon_section
 from efftrain.meters.utilization import flops_section
 from efftrain.meters.windows import BOUNDARY
@@ -175,15 +175,18 @@ def _time(parts: Sequence[Part]) -> Time:
     spans = dict.fromkeys(name for time in times for name in time.spans)
     absent = missing("s", source="no such phase")
     return Time(
-        total=total([time.total for time in times], boundary=BOUNDARY),
+        total=_sum([time.total for time in times], BOUNDARY),
         step=weighted([time.step for time in times], counts),
         tokens_per_second=weighted([time.tokens_per_second for time in times], seconds),
         phases={name: weighted([time.phases.get(name, absent) for time in times], counts) for name in phases},
         spans={
-            name: total([time.spans[name] for time in times if name in time.spans], boundary="sum over spans")
-            for name in spans
+            name: _sum([time.spans[name] for time in times if name in time.spans], "sum over spans") for name in spans
         },
     )
+
+
+def _sum(parts: Sequence[Quantity], boundary: str) -> Quantity:
+    return total(parts, boundary=boundary, source=added_up(parts))
 
 
 def _from_checkpoint(part: Part, before: dict[str, Any], known: Sequence[Part]) -> Part:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
-from efftrain.meters.attempts_means import common_sum, weighted
+from efftrain.meters.attempts_means import added_up, common_sum, weighted
 from efftrain.record.quantities import Quantity, exact, missing, scaled, total
 from efftrain.record.schema import Energy, EnergyRow, Run
 
@@ -69,7 +69,7 @@ def _add(runs: Sequence[Run], parts: Sequence[Quantity]) -> Quantity:
     for run, part in zip(runs, parts, strict=True):
         machines.setdefault(_machine(run), []).append(part)
     sums = [common_sum(found) for found in machines.values()]
-    return sums[0] if len(sums) == 1 else total(sums, boundary=sums[-1].boundary)
+    return sums[0] if len(sums) == 1 else total(sums, boundary=sums[-1].boundary, source=added_up(parts))
 
 
 def _machine(run: Run) -> str:

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
+from efftrain.meters.attempts_means import common_sum
 from efftrain.meters.energy.ledger import Ledger
 from efftrain.meters.ranks import with_ranks
 from efftrain.meters.windows import billed_windows
@@ -25,7 +26,7 @@ from efftrain.monitor.launch import Rank
 from efftrain.monitor.machine import find_sensors
 from efftrain.record.folder import StudyFolder
 from efftrain.record.journal import Journal, JournalError, JournalTail, Line, append_line, read_journal
-from efftrain.record.quantities import Quantity, correlated
+from efftrain.record.quantities import Quantity
 from efftrain.record.recorder import ENDED_WELL
 from efftrain.study.launch import Crew, Loss, NoCrew, peak_of_all
 from efftrain.study.peaks import peak_rates
@@ -174,9 +175,9 @@ def _teacher(run: RunPlan, folder: StudyFolder) -> dict[str, Any] | None:
         with_ranks(read_journal(folder.journal(run.teacher)), folder.ranks(run.teacher)),
     ]
     energies = [_energy(journal) for journal in attempts if journal.of("step")]
-    whole = energies[0] if len(energies) == 1 else correlated(energies, boundary=energies[-1].boundary)
     return {
-        "run_id": run.teacher, "weights": str(folder.weights(run.teacher)), "energy": dataclasses.asdict(whole)
+        "run_id": run.teacher, "weights": str(folder.weights(run.teacher)),
+        "energy": dataclasses.asdict(common_sum(energies)),
     }  # fmt: skip
 
 
