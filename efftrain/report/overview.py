@@ -84,7 +84,7 @@ def overview(study: Study, runs: Sequence[Run]) -> Overview:
     shown = main_run(study, runs) or next(iter(_shown(runs)), None)
     return Overview(
         study=study,
-        subtitle=_subtitle(variants, runs),
+        subtitle="; ".join([_subtitle(variants, runs), *_skipped(study, variants)]),
         flags=[*_study_flags(study.checks), *_run_flags(runs)],
         variants=variants,
         findings=_findings(variants),
@@ -137,6 +137,19 @@ def _subtitle(variants: Sequence[VariantView], runs: Sequence[Run]) -> str:
     seeds = len({r.seed for r in runs})
     what = f"{_count(len(variants), 'variant')} × {_count(seeds, 'seed')} on {devices_of(runs[0])}"
     return f"{what}; {sum(v.finished for v in variants)} of {_count(len(runs), 'run')} ended as planned"
+
+
+def _skipped(study: Study, variants: Sequence[VariantView]) -> list[str]:
+    """How many of the variants have figures, and why others were never begun; nothing where none was left out."""
+    why: dict[str, list[str]] = {}
+    for summary in study.variants:
+        if summary.skipped:
+            why.setdefault(summary.reason or "no reason was recorded", []).append(summary.name)
+    if not (why and variants):
+        return []
+    measured, asked = sum(v.finished > 0 for v in variants), _count(len(study.variants), "variant")
+    listed = "; ".join(f"{', '.join(names)} skipped: {reason}" for reason, names in why.items())
+    return [f"{measured} of {asked} measured, {listed}"]
 
 
 def _study_flags(checks: Iterable[Check]) -> list[Flag]:

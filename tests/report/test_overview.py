@@ -15,6 +15,15 @@ def test_a_run_on_a_processor_is_named_by_it(small: Case, large: Case) -> None:
     assert "on NVIDIA H200;" in overview(*large).subtitle
 
 
+def test_the_heading_says_which_variants_are_missing(small: Case, large: Case, damaged: Case) -> None:
+    assert overview(*small).subtitle.endswith(
+        "10 of 10 runs ended as planned; 5 of 6 variants measured, fp16 skipped: this CPU has no fp16 matrix product"
+    )
+    assert overview(*large).subtitle.endswith("ended as planned")
+    why = "the baseline with seed 1 did not finish: <killed> [red]"
+    assert overview(*damaged).subtitle.endswith(f"; 2 of 4 variants measured, distilled skipped: {why}")
+
+
 def test_means_are_over_finished_runs_only(damaged: Case) -> None:
     view = overview(*damaged)
     bf16 = next(v for v in view.variants if v.name == "bf16")
