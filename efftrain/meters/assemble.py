@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from scipy.stats import t as student
+
 from efftrain.meters.carbon.footprint import run_carbon
 from efftrain.meters.classification import accuracy_of, classification
 from efftrain.meters.energy.consistency import consistency
@@ -14,7 +16,7 @@ from efftrain.meters.phases import time_section
 from efftrain.meters.utilization import cost_stages, flops_section, work_done
 from efftrain.meters.windows import BOUNDARY, Window, billed_windows, clip, seconds
 from efftrain.record.journal import Journal, Line
-from efftrain.record.quantities import Quantity, estimate, missing, scaled
+from efftrain.record.quantities import COVERAGE_FACTOR, Quantity, missing, scaled
 from efftrain.record.recorder import ENDED_WELL
 from efftrain.record.schema import RUN_SCHEMA, Energy, Loss, Origin, Run, Teacher, Validation
 
@@ -132,7 +134,14 @@ def _final(evaluations: Sequence[Line], status: str, unit: str) -> Quantity:
         return missing(unit, source=f"{source}: the loss was not finite", boundary=boundary)
     if last["stderr"] is None:
         return Quantity(value=last["loss"], unit=unit, method="measured", source=source, boundary=boundary)
-    return estimate(last["loss"], unit, method="measured", source=source, boundary=boundary, u_random=last["stderr"])
+    # A spread between few micro-batches is known poorly itself, which Student's distribution accounts for.
+    batches = last.get("batches")
+    factor = COVERAGE_FACTOR if batches is None else float(student.ppf(0.975, batches - 1))
+    half = factor * last["stderr"]
+    return Quantity(
+        value=last["loss"], unit=unit, low=max(0.0, last["loss"] - half), high=last["loss"] + half,
+        u_random=last["stderr"], u_systematic=0.0, method="measured", source=source, boundary=boundary,
+    )  # fmt: skip
 
 
 def _perplexity(loss: Quantity) -> Quantity:

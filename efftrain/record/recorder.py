@@ -73,6 +73,7 @@ class Recorder(Protocol):
         tokens: int,
         loss: float,
         stderr: float | None,
+        batches: int | None = None,
         confusion: list[list[int]] | None = None,
     ) -> None:
         """Validation loss in nat a prediction after `step` steps and `tokens` tokens.
@@ -82,6 +83,7 @@ class Recorder(Protocol):
             tokens: tokens so far.
             loss: mean over the predictions.
             stderr: its standard error, if known.
+            batches: how many means it was found from, if it was from their spread.
             confusion: [true class][predicted class] -> documents, where documents are classified.
         """
         ...

@@ -19,11 +19,13 @@ class Evaluation:
     Attributes:
         loss: mean cross-entropy in nat a prediction.
         stderr: its standard error, from the spread between micro-batches; None where there is only one.
+        batches: how many micro-batches that is.
         confusion: [true class][predicted class] -> documents; None where no classes are told apart.
     """
 
     loss: float
     stderr: float | None
+    batches: int
     confusion: list[list[int]] | None = None
 
 
@@ -50,9 +52,14 @@ def evaluate(session: Session, validation: list[Batch]) -> Evaluation:
     session.model.train()
     losses, confusion = ranks.total(losses), ranks.total(confusion)
     weights = torch.tensor([b.predictions for b in validation], dtype=torch.float64, device=losses.device)
+    weights, degrees = weights / weights.sum(), len(losses) - 1
+    loss = (losses * weights).sum()
+    # The variance of a micro-batch's mean goes with 1 / size, so this is without bias where the last one is smaller.
+    variance = (weights * (losses - loss) ** 2).sum().item() / degrees if degrees else None
     return Evaluation(
-        loss=((losses * weights).sum() / weights.sum()).item(),
-        stderr=losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else None,
+        loss=loss.item(),
+        stderr=None if variance is None else math.sqrt(variance),
+        batches=len(losses),
         confusion=confusion.tolist() if classes else None,
     )
 

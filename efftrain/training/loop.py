@@ -199,6 +199,6 @@ def _record_evaluation(session: Session, validation: list[Batch], recorder: Reco
         return None
     recorder.evaluation(
         step=step, tokens=step * session.config.rank_tokens_per_step, loss=found.loss, stderr=found.stderr,
-        confusion=found.confusion,
+        batches=found.batches, confusion=found.confusion,
     )  # fmt: skip
     return found.loss

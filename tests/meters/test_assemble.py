@@ -166,3 +166,13 @@ def test_killed_at_any_byte(tmp_path, run_bytes, share):
         # The true bill at 208 W; all but what lies within one and a half tick intervals of the cut was read.
         assert run.energy.total.value == pytest.approx(208 * run.time.total.value, abs=0.15 * 208 + 1e-6)
         assert run.energy.per_token.value == pytest.approx(run.energy.total.value / run.tokens)
+
+
+@pytest.mark.parametrize(("batches", "factor"), [(16, 2.131), (3, 4.303), (2, 12.71), (None, 1.96)])
+def test_few_batches_tell_their_own_spread_poorly(journal, run_lines, batches, factor):
+    # Factors: Student's t, 97.5 %, at 15, 2 and 1 degrees of freedom, as tables have them; the last loss is 5 ± 0.01.
+    lines = [line | {"batches": batches} if line["kind"] == "evaluation" else line for line in run_lines]
+    final = assemble(journal(lines)).loss.final_validation
+    assert (final.value, final.u_random) == (5.0, 0.01)
+    assert final.low == pytest.approx(5 - factor * 0.01, rel=1e-4)
+    assert final.high == pytest.approx(5 + factor * 0.01, rel=1e-4)

@@ -12,7 +12,8 @@ from efftrain.training.config import RunConfig
 from efftrain.training.ranks import Alone, Ranks
 from efftrain.workload.text.batches.labelled import LabelledRows, labelled_batch, labelled_validation_batches
 from efftrain.workload.text.batches.masking import IGNORED, mask_tokens
-from efftrain.workload.text.batches.windows import batch, validation_batches
+from efftrain.workload.text.batches.mixture import shortage
+from efftrain.workload.text.batches.windows import batch, count_windows, validation_batches
 from efftrain.workload.text.corpus import Corpus
 
 Move = Callable[[np.ndarray], Tensor]
@@ -28,6 +29,17 @@ def corpus_batches(corpus: Corpus, config: RunConfig, ranks: Ranks | None = None
     """
     kinds = {"causal": NextTokenBatches, "masked": MaskedBatches, "classification": LabelledBatches}
     return kinds[config.task](corpus, config, ranks or Alone())
+
+
+def validation_shortage(corpus: Corpus, config: RunConfig) -> str | None:
+    """Why a run's validation is smaller than asked for, where a source is too small for its share; None: it is not."""
+    if config.task == "classification":
+        kind, sizes = "documents", [len(texts.labels) for texts in corpus.labelled("validation")]
+    else:
+        kind, lookahead = "sequences", 1 if config.task == "causal" else 0
+        sizes = [count_windows(held, config.model.seq_len, lookahead) for held in corpus.validation_sources]
+    names = [source.name for source in corpus.sources]
+    return shortage(names, sizes, corpus.weights, config.eval_batches * config.batch_size, kind=kind)
 
 
 class _CorpusBatches:

@@ -19,7 +19,7 @@ from efftrain.monitor.machine import environment
 from efftrain.monitor.monitor import Monitor
 from efftrain.record.plain import from_plain
 from efftrain.record.recorder import ENDED_WELL, JournalRecorder, Recorder, Status
-from efftrain.study.running.batches import corpus_batches
+from efftrain.study.running.batches import corpus_batches, validation_shortage
 from efftrain.study.running.budget import Budget
 from efftrain.study.running.costs import measure_memory, record_costs
 from efftrain.study.running.ranks import config_of_rank, facts_of_rank, journal_of_rank, sensors_of_rank, together
@@ -67,7 +67,7 @@ def run(spec: dict[str, Any], stop: Callable[[], bool]) -> None:
     with Monitor(Path(spec["journal"]), sensors, _header(spec, config, corpus, rank)) as monitor:
         recorder = monitor.recorder
         recorder.past_span("load", t=began, t_end=loaded)
-        for text in spec["notes"]:
+        for text in filter(None, (*spec["notes"], validation_shortage(corpus, config))):
             recorder.note(text)
         try:
             if rank.rank == 0:

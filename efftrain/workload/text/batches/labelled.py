@@ -69,9 +69,12 @@ def labelled_validation_batches(
 ) -> Iterator[LabelledRows]:
     """The same held-out documents for every run, evenly spread over each source, up to `batch_size` at a time.
 
+    None comes twice; see `efftrain.workload.text.batches.mixture.spread`.
+
     Args:
         sources: as `Corpus.labelled("validation")`.
-        batches: at most this many; fewer where there are fewer documents, and the last may be smaller.
+        batches: at most this many; fewer where there are fewer documents, in all or in one source for its share, and
+            the last may be smaller.
         batch_size: documents of a batch.
         seq_len: tokens of a row.
         weights: shares of the sources.

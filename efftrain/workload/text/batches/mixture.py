@@ -63,16 +63,56 @@ def deal(
 
 
 def spread(sizes: Sequence[int], weights: Sequence[float], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `count` items, evenly spread over each source: sources [≤ count] and items [≤ count], both int64.
+    """At most `count` different items, evenly spread over each source: sources [≤ count] and items [≤ count], int64.
 
-    Fewer where all sources together hold fewer. Several sources have their shares by weight, and one that is too small
-    for its share repeats items.
+    How many they are is told by `places_without_repetition`. Several sources alternate, so that every stretch of them
+    holds about the same mixture: means over stretches then differ by what is in the items, and not by where they are
+    from.
     """
-    count = min(count, sum(sizes))
-    counts = shares(weights, count) if len(sizes) > 1 else [count]
+    counts = places_without_repetition(sizes, weights, count)
     sources = np.repeat(np.arange(len(sizes), dtype=np.int64), counts)
     items = [np.arange(n, dtype=np.int64) * size // max(1, n) for size, n in zip(sizes, counts, strict=True)]
-    return sources, np.concatenate(items)
+    order = np.argsort(np.concatenate([(np.arange(n) + 0.5) / max(1, n) for n in counts]), kind="stable")
+    return sources[order], np.concatenate(items)[order]
+
+
+def places_without_repetition(sizes: Sequence[int], weights: Sequence[float], count: int) -> list[int]:
+    """Places of each source among at most `count`, by weight, of which none has more than it has items.
+
+    Where a source is too small for its share, all of them have fewer: an item that is read twice tells nothing new, and
+    the more of a smaller source would make the mixture another.
+    """
+    count = min(count, sum(sizes))
+    if len(sizes) == 1:
+        return [count]
+    # A source has at least the whole places of its quota, so a quota of one place too many is beyond what fits.
+    most = min((size + 1) * sum(weights) / weight for size, weight in zip(sizes, weights, strict=True))
+    count = min(count, ceil(most))
+    while any(places > size for places, size in zip(shares(weights, count), sizes, strict=True)):
+        count -= 1
+    return shares(weights, count)
+
+
+def shortage(
+    names: Sequence[str], sizes: Sequence[int], weights: Sequence[float], count: int, *, kind: str = "sequences"
+) -> str | None:
+    """Why there are fewer items without repetition than `count` and than all sources hold; None where there are not.
+
+    Args:
+        names: of the sources.
+        sizes: items of each.
+        weights: shares of the sources, in any unit.
+        count: items that are asked for.
+        kind: what the items are.
+    """
+    wanted, found = min(count, sum(sizes)), sum(places_without_repetition(sizes, weights, count))
+    if found == wanted:
+        return None
+    scarcest = min(range(len(sizes)), key=lambda i: sizes[i] / weights[i])
+    return (
+        f"validation reads {found} {kind} instead of {wanted}, each once: {names[scarcest]} holds out "
+        f"{sizes[scarcest]} and has a share of {weights[scarcest] / sum(weights):.2%}; more of it makes the loss surer"
+    )
 
 
 def shares(weights: Sequence[float], places: int) -> list[int]:

@@ -44,7 +44,7 @@ def batch(
     """
     sources = _sources(tokens)
     source, window = deal(
-        [_windows(s, seq_len, lookahead) for s in sources], weights, step=step, rank=rank, world_size=world_size,
+        [count_windows(s, seq_len, lookahead) for s in sources], weights, step=step, rank=rank, world_size=world_size,
         seed=seed, batch_size=batch_size, kind=f"sequences of {seq_len} tokens",
     )  # fmt: skip
     return _gather(sources, source, window, seq_len, lookahead)
@@ -56,9 +56,12 @@ def validation_batches(
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """The same held-out sequences for every run, evenly spread, [up to batch_size, seq_len + lookahead] int64 each.
 
+    None comes twice; see `efftrain.workload.text.batches.mixture.spread`.
+
     Args:
         tokens: as `Corpus.validation_sources`, or those of one source.
-        batches: at most this many; fewer where there are fewer tokens, and the last may be smaller.
+        batches: at most this many; fewer where there are fewer tokens, of all or of one source for its share, and the
+            last may be smaller.
         batch_size: sequences of a batch.
         seq_len: tokens of a sequence.
         weights: shares of the sources among the sequences.
@@ -68,7 +71,7 @@ def validation_batches(
         DataError: a source without one sequence.
     """
     sources = _sources(tokens)
-    sizes = [_windows(s, seq_len, lookahead) for s in sources]
+    sizes = [count_windows(s, seq_len, lookahead) for s in sources]
     if not all(sizes):
         length = len(sources[sizes.index(0)])
         raise DataError(f"too short: {length} validation tokens, and one sequence needs {seq_len + lookahead}")
@@ -78,12 +81,13 @@ def validation_batches(
         yield _gather(sources, source[chosen], window[chosen], seq_len, lookahead)
 
 
+def count_windows(tokens: np.ndarray, seq_len: int, lookahead: int) -> int:
+    """Sequences of `seq_len` that `tokens` [tokens] hold, each with the tokens after it."""
+    return max(0, len(tokens) - lookahead) // seq_len
+
+
 def _sources(tokens: Tokens) -> Sequence[np.ndarray]:
     return [tokens] if isinstance(tokens, np.ndarray) else tokens
-
-
-def _windows(tokens: np.ndarray, seq_len: int, lookahead: int) -> int:
-    return max(0, len(tokens) - lookahead) // seq_len
 
 
 def _gather(

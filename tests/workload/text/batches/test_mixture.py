@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efftrain.workload.text.batches.mixture import block_size, deal, shares, spread
+from efftrain.workload.text.batches.mixture import block_size, deal, places_without_repetition, shares, shortage, spread
 from efftrain.workload.text.config import DataError
 
 WORD = 2**64
@@ -124,10 +124,49 @@ def test_what_cannot_be_dealt():
 
 
 def test_validation_is_spread_by_weight():
-    source, item = spread((100, 10), (1, 1), 40)
-    assert source.tolist() == [0] * 20 + [1] * 20
-    assert item.tolist() == list(range(0, 100, 5)) + [i for i in range(10) for _ in (0, 1)]
+    source, item = spread((100, 100), (1, 3), 8)
+    # Places at 1/4 and 3/4 of one source, at 1/12, 3/12 and so on of the other, in order.
+    assert source.tolist() == [1, 0, 1, 1, 1, 0, 1, 1]
+    assert item[source == 0].tolist() == [0, 50]
+    assert item[source == 1].tolist() == [0, 16, 33, 50, 66, 83]
     source, item = spread((3, 2), (1, 1), 40)  # no more than there are
-    assert item.tolist() == [0, 1, 2, 0, 1]
+    assert (source.tolist(), item.tolist()) == ([0, 1, 0, 1, 0], [0, 0, 1, 1, 2])
     source, item = spread((30,), (1,), 10)
     assert item.tolist() == list(range(0, 30, 3))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from([0.001, 0.1, 1 / 3, 0.7, 1.0, 12.5])), min_size=2, max_size=4
+    ),
+    st.integers(1, 90),
+)
+def test_validation_reads_as_much_as_there_is_by_weight_and_nothing_twice(sources, count):
+    sizes, weights = zip(*sources, strict=True)
+    source, item = spread(sizes, weights, count)
+    pairs = list(zip(source.tolist(), item.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    assert all(0 <= j < sizes[i] for i, j in pairs)
+    assert [Counter(source.tolist())[i] for i in range(len(sizes))] == shares(weights, len(pairs))
+    wanted = min(count, sum(sizes))
+    for more in range(len(pairs) + 1, wanted + 1):  # whatever is more would read something twice
+        assert any(places > size for places, size in zip(shares(weights, more), sizes, strict=True))
+    said = shortage([str(size) for size in sizes], sizes, weights, count)
+    assert (said is None) == (len(pairs) == wanted)
+
+
+def test_every_stretch_of_the_validation_holds_the_mixture():
+    source, _ = spread((1000, 1000, 1000), (5, 3, 2), 400)
+    assert all(sorted(source[k : k + 10].tolist()) == [0] * 5 + [1] * 3 + [2] * 2 for k in range(0, 400, 10))
+
+
+def test_a_validation_that_is_cut_short_says_why():
+    said = shortage(("wiki", "notes"), (500, 6), (0.95, 0.05), 256)
+    assert said == (
+        "validation reads 130 sequences instead of 256, each once: notes holds out 6 and has a share of 5.00%; more of "
+        "it makes the loss surer"
+    )
+    assert sum(places_without_repetition((500, 6), (0.95, 0.05), 256)) == 130
+    assert shortage(("wiki", "notes"), (500, 30), (0.95, 0.05), 256) is None
+    assert shortage(("all",), (3,), (1,), 256) is None  # all that there is, which is nobody's share

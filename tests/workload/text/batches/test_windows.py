@@ -76,7 +76,7 @@ def test_the_order_has_no_pattern():
     assert (order == np.arange(size)).sum() < 10
 
 
-def test_validation_is_spread_evenly_and_repeats():
+def test_validation_is_spread_evenly_and_the_same_every_time():
     found = list(validation_batches(COUNTING, batches=3, batch_size=4, seq_len=10))
     assert [b.shape for b in found] == [(4, 11)] * 3
     first = np.concatenate(found)[:, 0]
@@ -110,6 +110,9 @@ def test_several_sources_are_told_apart_by_what_they_hold():
     assert bool((rows[:, 0] % 10 == 0).all())
     assert np.array_equal(rows - rows[:, :1], np.tile(np.arange(11), (40, 1)))
     held = np.concatenate(list(validation_batches(tokens, weights=(3, 1), batches=2, batch_size=4, seq_len=10)))
-    assert held[:, 0].tolist() == [0, 160, 330, 500, 660, 830, 5000, 5500]
+    assert held[:, 0].tolist() == [0, 160, 5000, 330, 500, 660, 5500, 830]
+    held = np.concatenate(list(validation_batches([COUNTING, COUNTING[:31]], weights=(1, 1), batches=9, batch_size=4,
+                                                  seq_len=10)))  # fmt: skip
+    assert held[:, 0].tolist() == [0, 0, 250, 10, 500, 20, 750]  # three of the small one, none twice
     with pytest.raises(DataError, match="10 validation tokens, and one sequence needs 11"):
         list(validation_batches([COUNTING, COUNTING[:10]], weights=(1, 1), batches=1, batch_size=1, seq_len=10))
