@@ -4,7 +4,7 @@ Terminal, Markdown and HTML say the same things in the same order; this file dec
 runs that ended as planned; a run that did not is named, with how far it came.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,11 +12,12 @@ from efftrain.comparison.checks import TOKENS_PER_PARAMETER
 from efftrain.comparison.statistics import MIN_PAIRS, mean_of
 from efftrain.comparison.verdicts import COUNTED, METRICS, counted
 from efftrain.record.quantities import Quantity, missing
-from efftrain.record.schema import Check, Ratio, Run, Study, VariantSummary, Verdict
+from efftrain.record.schema import Ratio, Run, Study, VariantSummary, Verdict
 from efftrain.report.attempts_view import attempt_lines
 from efftrain.report.carbon_exports import main_run
 from efftrain.report.carbon_view import CarbonRow, carbon_legend, carbon_rows, region_rows
 from efftrain.report.figures import FIGURES
+from efftrain.report.flags import Flag, run_flags, study_flags
 from efftrain.report.format import change, figure, number
 from efftrain.report.origin_view import origin_lines
 
@@ -43,16 +44,6 @@ class VariantView:
     def runs_ok(self) -> str:
         """Finished and all runs: `2/2`."""
         return f"{self.finished}/{len(self.runs)}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flag:
-    """A check's outcome over the study or over the runs that share it."""
-
-    name: str
-    status: str
-    where: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +76,7 @@ def overview(study: Study, runs: Sequence[Run]) -> Overview:
     return Overview(
         study=study,
         subtitle="; ".join([_subtitle(variants, runs), *_skipped(study, variants)]),
-        flags=[*_study_flags(study.checks), *_run_flags(runs)],
+        flags=[*study_flags(study.checks), *run_flags(runs)],
         variants=variants,
         findings=_findings(variants),
         legend=_legend(study, variants, runs),
@@ -150,30 +141,6 @@ def _skipped(study: Study, variants: Sequence[VariantView]) -> list[str]:
     measured, asked = sum(v.finished > 0 for v in variants), _count(len(study.variants), "variant")
     listed = "; ".join(f"{', '.join(names)} skipped: {reason}" for reason, names in why.items())
     return [f"{measured} of {asked} measured, {listed}"]
-
-
-def _study_flags(checks: Iterable[Check]) -> list[Flag]:
-    return [Flag(name=_words(c.name), status=c.status, where="study", detail=c.detail) for c in checks]
-
-
-def _run_flags(runs: Sequence[Run]) -> list[Flag]:
-    """One flag for each check and status: what the first run says, and how many others say the like.
-
-    That a run did not end as planned is left out: `unfinished` says it of each.
-    """
-    groups: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for run in runs:
-        for check in run.checks:
-            if (check.name, check.status) != ("run_complete", "failed"):
-                groups.setdefault((check.name, check.status), []).append((run.run_id, check.detail))
-    flags = []
-    for (name, status), said in groups.items():
-        first, detail = said[0]
-        alike = all(other == detail for _, other in said)
-        where = _count(len(said), "run") if alike and len(said) > 1 else first
-        more = "" if alike else f" (and {_count(len(said) - 1, 'run')} like it)"
-        flags.append(Flag(name=_words(name), status=status, where=where, detail=detail + more))
-    return flags
 
 
 def _findings(variants: Sequence[VariantView]) -> list[str]:

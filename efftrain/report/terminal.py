@@ -12,8 +12,9 @@ from efftrain.record.schema import Ratio, Run, Study
 from efftrain.report.bill import BillRow, bill
 from efftrain.report.classification import classification_views
 from efftrain.report.figures import FIGURES
+from efftrain.report.flags import Flag
 from efftrain.report.format import figure, span, times, times_span
-from efftrain.report.overview import Flag, Overview, VariantView, overview
+from efftrain.report.overview import Overview, VariantView, overview
 from efftrain.report.phases import PhaseView, phase_views
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 Cell = Callable[[VariantView], str]
 
-SAID_IN_LEGEND = frozenset({"enough seeds", "energy complete", "energy measured", "tokens per parameter"})
+SAID_IN_LEGEND = frozenset({"enough_seeds", "energy_complete", "energy_measured", "tokens_per_parameter"})
 """Warnings that the lines below the table say anyway; the written reports list them all."""
 
 ENERGY = "energy/token"
@@ -45,7 +46,7 @@ def render(study: Study, runs: Sequence[Run], console: "Console") -> None:
     _lines(console, [f"[bold]{_plain(each.variant)}[/bold] {_plain(each.line)}" for each in known])
     _phases(console, phase_views(view.variants))
     _lines(console, [f"[dim]{_plain(text)}[/dim]" for text in view.legend])
-    _lines(console, [_flag(f) for f in view.flagged("warning") if f.name not in SAID_IN_LEGEND])
+    _lines(console, [_flag(f) for f in view.flagged("warning") if f.check not in SAID_IN_LEGEND])
     _lines(console, [f"[bold]not run[/bold] {_plain(f'{name}: {reason}')}" for name, reason in view.not_run])
 
 
@@ -152,7 +153,7 @@ FIRST_HALF = ["variant", ENERGY, "vs baseline", "energy\nto target"]
 
 def _flag(flag: Flag) -> str:
     style = STYLES[flag.status]
-    return f"[{style}]{flag.status}[/{style}] {_plain(f'{flag.detail} (check “{flag.name}”, {flag.where})')}"
+    return f"[{style}]{flag.label}[/{style}] {_plain(f'{flag.heading} ({flag.where}): {flag.detail}')}"
 
 
 def _lines(console: "Console", lines: Sequence[str]) -> None:

@@ -81,7 +81,13 @@ def test_text_of_records_is_escaped(damaged: Case) -> None:
 
 def test_checks_come_first(damaged: Case) -> None:
     text = _Page(html(*damaged)).text
-    order = ["unfinished", "failed same corpus", "warning sensors kept", "Comparison", "Loss against energy"]
+    order = [
+        "unfinished",
+        "check failed: not the same text",
+        "warning: a sensor was lost",
+        "Comparison",
+        "Loss against energy",
+    ]
     places = [text.index(re.sub(" +", " ", words)) for words in order]
     assert places == sorted(places)
 

@@ -33,7 +33,11 @@ def test_it_fits_into_a_comment_and_leaves_no_markup_open(case: Case) -> None:
 
 def test_checks_come_before_the_table(damaged: Case) -> None:
     text = markdown(*damaged)
-    assert text.index("**unfinished** baseline-s1") < text.index("**failed** same corpus") < text.index("## Comparison")
+    assert (
+        text.index("**unfinished** baseline-s1")
+        < text.index("**check failed:** not the same text")
+        < text.index("## Comparison")
+    )
     assert "**not run** distilled" in text
 
 

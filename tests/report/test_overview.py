@@ -88,8 +88,8 @@ def test_a_variant_of_which_one_run_was_not_made_is_named_too(small: Case) -> No
 
 def test_alike_checks_of_many_runs_are_one_flag(small: Case) -> None:
     flags = overview(*small).flagged("warning")
-    assert [f.where for f in flags if f.name == "energy measured"] == ["10 runs"]
-    tokens = next(f for f in flags if f.name == "tokens per parameter")
+    assert [f.where for f in flags if f.check == "energy_measured"] == ["10 runs"]
+    tokens = next(f for f in flags if f.check == "tokens_per_parameter")
     assert tokens.where == "baseline-s0"
     assert tokens.detail.endswith("(and 9 runs like it)")
 

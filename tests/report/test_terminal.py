@@ -62,10 +62,10 @@ def test_failed_checks_come_before_the_table_and_warnings_after(damaged: Case) -
     text = _print(damaged, 120)
     assert (
         text.index("unfinished")
-        < text.index("failed runs were trained on different texts")
+        < text.index("check failed: not the same text (study): runs were trained on different texts")
         < text.index("energy/token")
     )
-    assert text.index("check “sensors kept”") > text.index("energy/token")
+    assert text.index("warning: a sensor was lost (baseline-s1): ") > text.index("energy/token")
 
 
 def test_missing_figures_are_the_word(damaged: Case) -> None:
