@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from efftrain.comparison.corpora import corpus_of, differences
 from efftrain.comparison.statistics import MIN_PAIRS
 from efftrain.comparison.verdicts import COUNTED, METRICS
 from efftrain.record.quantities import Quantity
@@ -155,7 +156,7 @@ def _memory_predicted(run: Run) -> Outcome:
 def _below_unigram(run: Run) -> Outcome:
     if run.classification is not None:
         return "skipped", "a classifier predicts classes, and no tokens"
-    entropy, loss = _corpus(run).get("unigram_entropy"), run.loss.final_validation.value
+    entropy, loss = corpus_of(run).get("unigram_entropy"), run.loss.final_validation.value
     if not isinstance(entropy, int | float) or loss is None:
         return "skipped", "the final loss or the unigram entropy of its tokens is missing"
     words = f"final loss {loss:.3f}, unigram entropy {entropy:.3f} nat/token"
@@ -197,11 +198,13 @@ def _same_tokens(done: Sequence[Run]) -> Outcome:
 
 
 def _same_corpus(runs: Sequence[Run]) -> Outcome:
-    hashes = {str(_corpus(r)["sha256"]) for r in runs if _corpus(r).get("sha256")}
-    if len(hashes) > 1:
-        listed = ", ".join(sorted(h[:12] for h in hashes))
-        return "failed", f"runs were trained on different texts: {listed}; losses cannot be compared"
-    return ("passed", f"one text, sha256 {hashes.pop()[:12]}") if hashes else ("skipped", "no run names its corpus")
+    """Whether what runs were trained on is the same: the files, and what was made of them."""
+    known = [run for run in runs if corpus_of(run).get("sha256")]
+    if not known:
+        return "skipped", "no run names its corpus"
+    if found := differences(known):
+        return "failed", f"runs were trained on different data: {'; '.join(found)}; losses cannot be compared"
+    return "passed", f"one text, sha256 {corpus_of(known[0])['sha256'][:12]}, prepared in one way"
 
 
 def _same_devices(runs: Sequence[Run]) -> Outcome:
@@ -257,11 +260,6 @@ def _machine(run: Run) -> str:
     devices = ", ".join(sorted(str(d.get("uuid") or d.get("name")) for d in _devices(run)))
     cpu = run.environment.get("cpu")
     return devices or (f"{cpu.get('model')}, {cpu.get('threads')} threads" if isinstance(cpu, dict) else "")
-
-
-def _corpus(run: Run) -> dict[str, Any]:
-    corpus = run.environment.get("corpus")
-    return corpus if isinstance(corpus, dict) else {}
 
 
 def _devices(run: Run) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ The encoded corpus is memory maps in the cache folder, under a key made of every
 second run starts at once and two runs may prepare it side by side. No torch here.
 """
 
+import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -49,6 +50,9 @@ class Corpus:
     Attributes:
         name: what reports call it.
         sha256: of the source files' bytes, in order.
+        column: field or column that the text was read from.
+        label_column: the one with the classes, or None.
+        tokenizer_sha256: of the tokenizer.json that made the tokens, given or trained.
         characters: of all documents, duplicates removed.
         documents: how many there are, duplicates removed.
         duplicates_removed: documents that repeated an earlier one exactly.
@@ -68,6 +72,9 @@ class Corpus:
 
     name: str
     sha256: str
+    column: str
+    label_column: str | None
+    tokenizer_sha256: str
     characters: int
     documents: int
     duplicates_removed: int
@@ -225,9 +232,12 @@ def _load(folder: Path, todo: Recipe) -> Corpus | None:
             sources=sources,
             preparation=made,
             classes=tuple(facts.pop("classes")),
+            column=todo.text.column,
+            label_column=todo.text.label_column,
+            tokenizer_sha256=hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
             **facts,
         )
-        return corpus if corpus.tokenizer_path.is_file() and _whole(corpus) else None
+        return corpus if _whole(corpus) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
