@@ -62,14 +62,14 @@ def test_failed_checks_come_before_the_table_and_warnings_after(damaged: Case) -
     text = _print(damaged, 120)
     assert (
         text.index("unfinished")
-        < text.index("check failed: not the same text (study): runs were trained on different texts")
+        < text.index("check failed: not the same text (study): runs were trained on different data: text: ")
         < text.index("energy/token")
     )
     assert text.index("warning: a sensor was lost (baseline-s1): ") > text.index("energy/token")
 
 
 def test_missing_figures_are_the_word(damaged: Case) -> None:
-    row = next(line for line in _print(damaged, 120).splitlines() if line.startswith("recompute"))
+    row = next(line for line in _print(damaged, 120).splitlines() if line.startswith("recompute "))
     assert row.split() == ["recompute", *["missing"] * 8, "0/1"]
 
 
