@@ -23,6 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import efftrain_kernels
+
+KERNELS = "efftrain_kernels._kernels"
+FOLDER = Path(efftrain_kernels.__file__).parent / "_kernels"
 NEW_PRIORITY = 0.1  # how often the party that has its turn draws anew
 
 
@@ -68,6 +72,10 @@ class Shared:
     def shape(self) -> list[int]:
         return list(self.data.shape)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.data.dtype
+
     def index(self, i: int) -> "Shared":
         return Shared(self.data[int(i)])
 
@@ -80,7 +88,17 @@ class Shared:
     def store(self, value: Tensor) -> None:
         machine().step()
         self.data.copy_(value)
-        machine().unfenced[self.data.data_ptr()] = machine().current
+        machine().unfenced.add((self.data.data_ptr(), machine().current))
+
+    def load(self, _: Any) -> Tensor:
+        machine().step()
+        machine().unfenced.add((self.data.data_ptr(), machine().current))
+        return self.data.clone()
+
+    def fenced(self) -> None:
+        """Nobody may have used the tile by ordinary instructions since a fence of its own."""
+        if any(address == self.data.data_ptr() for address, _ in machine().unfenced):
+            raise HazardError("the copy engine meets what ordinary instructions used without a fence")
 
 
 @dataclass
@@ -116,7 +134,7 @@ class Barriers:
 
 @dataclass
 class Descriptor:
-    """A tensor [B, H, S, D] and the tile that is copied at a time."""
+    """A tensor and the tile that is copied at a time."""
 
     tensor: Tensor
     block: list[int]
@@ -187,7 +205,7 @@ class Machine:
     def __init__(self, program: int, seed: int):
         self.program, self.random = program, random.Random(seed)
         self.copies: list[Copy] = []
-        self.unfenced: dict[int, Partition] = {}  # by the tile's address: who has stored there since its last fence
+        self.unfenced: set[tuple[int, Partition]] = set()  # who used the tile at which address since its last fence
         self.partitions: list[Partition] = []
         self.current = Partition(lambda: None, 0.0)
         self.back = threading.Semaphore(0)
@@ -280,25 +298,33 @@ def launch(kernel: Callable[..., None], grid: int, seed: int, **arguments: Any) 
             _RUNNING.pop()
 
 
-def load(path: Path, changes: Sequence[tuple[str, str]] = ()) -> ModuleType:
-    """A module written in Gluon as plain Python, with replacements in its text that must each be found."""
-    source = path.read_text()
-    for old, new in changes:
-        if old not in source:
-            raise ValueError(f"{path.name} has no {old!r}")
-        source = source.replace(old, new)
-    module = ModuleType(f"emulated_{path.stem}")
-    names = _stand_ins()
-    before = {name: sys.modules.get(name) for name in names}
-    sys.modules.update(names)
+def load(*names: str, changes: Sequence[tuple[str, str]] = ()) -> ModuleType:
+    """The last of these modules of `efftrain_kernels._kernels` as plain Python; the others are what it imports.
+
+    Args:
+        names: of modules written in Gluon.
+        changes: (old, new) texts, each of which must stand in one of them.
+    """
+    stand_ins = _stand_ins()
+    left = list(changes)
+    before = {name: sys.modules.get(name) for name in [*stand_ins, *(f"{KERNELS}.{name}" for name in names)]}
+    sys.modules.update(stand_ins)
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        for name in names:
+            source = (FOLDER / f"{name}.py").read_text()
+            for old, new in [change for change in left if change[0] in source]:
+                source = source.replace(old, new)
+                left.remove((old, new))
+            module = sys.modules[f"{KERNELS}.{name}"] = ModuleType(name)
+            exec(compile(source, f"{name}.py", "exec"), module.__dict__)
     finally:
         for name, old_module in before.items():
             if old_module is None:
-                del sys.modules[name]
+                sys.modules.pop(name, None)
             else:
                 sys.modules[name] = old_module
+    if left:
+        raise ValueError(f"nowhere in {', '.join(names)}: {left[0][0]!r}")
     return module
 
 
@@ -324,6 +350,7 @@ def _wait(barrier: Barrier, phase: int) -> None:
 def _copy_in(descriptor: Descriptor, coordinates: Sequence[int], barrier: Barrier, tile: Shared) -> None:
     machine().step()
     there, here = descriptor.inside(coordinates)
+    tile.fenced()
     tile.data.fill_(torch.nan)
 
     def arrive() -> None:
@@ -338,8 +365,7 @@ def _copy_in(descriptor: Descriptor, coordinates: Sequence[int], barrier: Barrie
 def _copy_out(descriptor: Descriptor, coordinates: Sequence[int], tile: Shared) -> None:
     machine().step()
     part = machine().current
-    if tile.data.data_ptr() in machine().unfenced:
-        raise HazardError("the copy engine reads what was stored without a fence")
+    tile.fenced()
     there, here = descriptor.inside(coordinates)
     part.stores += 1
 
@@ -358,7 +384,7 @@ def _store_wait(pendings: int) -> None:
 def _fence() -> None:
     machine().step()
     here = machine()
-    here.unfenced = {address: part for address, part in here.unfenced.items() if part is not here.current}
+    here.unfenced = {use for use in here.unfenced if use[1] is not here.current}
 
 
 def _allocate(dtype: torch.dtype, shape: Sequence[int], _: Any) -> Shared | Barriers:
@@ -405,6 +431,11 @@ def _store(pointer: Pointer, value: Tensor, *, mask: Tensor) -> None:
     pointer.memory[pointer.offset[mask]] = value[mask]
 
 
+def _load(pointer: Pointer, *, mask: Tensor, other: float) -> Tensor:
+    machine().step()
+    return torch.where(mask, pointer.memory[pointer.offset.where(mask, 0)], other)
+
+
 def _jit(function: Any = None, **_: Any) -> Any:
     return function if function is not None else _jit
 
@@ -422,7 +453,7 @@ def _stand_ins() -> dict[str, ModuleType]:
         zeros=lambda shape, dtype, _: torch.zeros(shape, dtype=dtype),
         full=lambda shape, value, dtype, _: torch.full(shape, value, dtype=dtype),
         maximum=torch.maximum, max=torch.amax, sum=torch.sum, exp2=torch.exp2, log2=torch.log2,
-        convert_layout=lambda x, _: x, store=_store, allocate_shared_memory=_allocate,
+        convert_layout=lambda x, _: x, store=_store, load=_load, allocate_shared_memory=_allocate,
         inline_asm_elementwise=lambda _, __, args, **___: args[0],
         warp_specialize=lambda functions, *rest: machine().specialise(functions, *rest),
         NVMMADistributedLayout=_nothing, SliceLayout=_nothing, DotOperandLayout=_nothing,

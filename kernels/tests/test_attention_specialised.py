@@ -1,21 +1,18 @@
 """The specialised forward kernel, emulated: right in every order of events, and wrong once a barrier is missing."""
 
-from pathlib import Path
-
 import gluon_emulator
 import pytest
 import torch
 
-import efftrain_kernels
 from efftrain_kernels import reference
 
-SOURCE = Path(efftrain_kernels.__file__).parent / "_kernels" / "attention_specialised.py"
+MODULES = ("specialised_tiles", "attention_specialised")
 TILES = [(128, 128, 2), (128, 64, 3), (192, 64, 4)]
 
 
 @pytest.fixture(scope="module")
 def module():
-    return gluon_emulator.load(SOURCE)
+    return gluon_emulator.load(*MODULES)
 
 
 def attend(module, q, k, v, *, causal, tiles=TILES[0], seed=0, swapped=False):
@@ -86,18 +83,21 @@ def test_no_order_of_events_changes_a_bit(module, tiles):
 
 FAULTS = {
     "values let go of before they were read": (
-        "    acc, weights = warpgroup_mma_wait(0, deps=[acc, weights])\n    _let_go(ring[5], i - 1)\n",
-        "    _let_go(ring[5], i - 1)\n    acc, weights = warpgroup_mma_wait(0, deps=[acc, weights])\n",
+        "    acc, weights = warpgroup_mma_wait(0, deps=[acc, weights])\n    let_go(ring[5], i - 1)\n",
+        "    let_go(ring[5], i - 1)\n    acc, weights = warpgroup_mma_wait(0, deps=[acc, weights])\n",
     ),
-    "values let go of twice": ("_let_go(ring[5], i - 1)", "_let_go(ring[5], i - 1)\n    _let_go(ring[5], i - 1)"),
-    "keys not waited for": ("    mbarrier.wait(ready.index(i % STAGES), i // STAGES & 1)\n    k =", "    k ="),
-    "values not waited for": ("    mbarrier.wait(ready.index(i % STAGES), i // STAGES & 1)\n    v =", "    v ="),
+    "values let go of twice": ("let_go(ring[5], i - 1)", "let_go(ring[5], i - 1)\n    let_go(ring[5], i - 1)"),
+    "keys not waited for": ("    wait_full(ring[2], i)\n", ""),
+    "values not waited for": ("    wait_full(ring[3], i)\n", ""),
     "queries not waited for": ("    mbarrier.wait(q_full.index(group), 0)\n", ""),
     "scores not waited for": ("warpgroup_mma_wait(1, deps=[scores])", "warpgroup_mma_wait(2, deps=[scores])"),
-    "the slot is not waited for": ("        mbarrier.wait(v_empty.index(stage), round_before)\n", ""),
-    "the first tile is kept": ("    _let_go(ring[4], 0)\n", ""),
+    "the slot is not waited for": ("        wait_empty(v_empty, i)\n", ""),
+    "the first tile is kept": ("    let_go(ring[4], 0)\n", ""),
     "the wrong round": ("(i // STAGES & 1) ^ 1", "i // STAGES & 1"),
-    "one group answers for both": ("init(k_empty.index(stage), count=GROUPS)", "init(k_empty.index(stage), count=1)"),
+    "one group answers for both": (
+        "make_barriers(STAGES, GROUPS),\n        make_barriers(STAGES, GROUPS)",
+        "make_barriers(STAGES, 1),\n        make_barriers(STAGES, GROUPS)",
+    ),
     "no fence": ("    fence_async_shared()\n", ""),
     "gone before the copy": ("    tma.store_wait(0)\n", ""),
     "the diagonal is hidden": ("<= gl.expand_dims(rows, 1) + shift", "< gl.expand_dims(rows, 1) + shift"),
@@ -110,7 +110,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_shows_under_some_order(fault):
     """What the emulation is worth: each of these is caught by an error, a deadlock or a wrong number."""
-    broken = gluon_emulator.load(SOURCE, [FAULTS[fault]])
+    broken = gluon_emulator.load(*MODULES, changes=[FAULTS[fault]])
     given = inputs(250, 410, heads=1)
     for seed in range(40):
         try:

@@ -100,7 +100,7 @@ def test_archives_hold_result_and_log_and_one_file_holds_all(fake):
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="--stage exactly: no such stage; choose from exact, exact-newer"):
+    with pytest.raises(ValueError, match="--stage exactly: no such stage; choose from exact, tune"):
         gpu.run(["exactly"], out=tmp_path, dry=True)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from efftrain_kernels._kernels import configs, specialised
-from efftrain_kernels._kernels.attention import Call, Target, forward_launches
+from efftrain_kernels._kernels.attention import Call, Target, backward_launches, forward_launches
 from efftrain_kernels._kernels.configs import Config, Key
 from efftrain_kernels.evidence import tune
 
@@ -58,18 +58,38 @@ OFFSETS = meta(3, dtype=torch.int32)
     ],
 )
 def test_it_takes_plain_calls(q, kv, call, taken):
-    assert specialised.takes(q, kv, kv, torch.empty_like(q), call) == taken
+    assert specialised.takes(call, q, kv, kv, torch.empty_like(q)) == taken
 
 
 def test_not_where_gluon_cannot_be_imported(monkeypatch):
     monkeypatch.setattr(specialised, "_gluon", lambda: False)
-    assert not specialised.takes(Q, KV, KV, Q, CAUSAL)
+    assert not specialised.takes(CAUSAL, Q, KV, KV, Q)
 
 
 def forward(call, device=None, **given):
     lse = meta(*Q.shape[:3], dtype=torch.float32)
     (launch,) = forward_launches(Q, KV, KV, Q, lse, call, Target(90, device, configs=given or None))
     return launch
+
+
+def backward(call, device=None, lse=None, **given):
+    lse = meta(*Q.shape[:3], dtype=torch.float32) if lse is None else lse
+    return backward_launches(
+        Q, None, Q, KV, KV, Q, lse, lse.contiguous(), Q, KV, KV, call, Target(90, device, configs=given or None)
+    )
+
+
+def test_the_backward_kernels_are_chosen_one_by_one(tuned):
+    key = dataclasses.replace(KEY, kernel="keys")
+    divided = configs.candidates(key)[-1]
+    tuned(configs.tuned_document(DEVICE, [(key, divided)]))
+    _, keys, queries = backward(CAUSAL, DEVICE)
+    assert (keys.max_registers, queries.max_registers) == (168, None)
+    assert keys.grid == (2 * 2 * 2,)  # two blocks of 128 keys
+    assert list(keys.arguments["lse_desc"].shape) == [2 * 8 * 256]
+    assert keys.arguments["q_desc"].block_shape == [1, 1, 64, 128]
+    in_rows = meta(2, 256, 8, dtype=torch.float32).transpose(1, 2)
+    assert backward(CAUSAL, DEVICE, in_rows)[1].max_registers is None  # not one piece
 
 
 def test_the_table_has_none():
@@ -108,8 +128,8 @@ def test_a_given_one_is_not_quietly_replaced():
 def test_descriptors_skip_strides_that_are_never_used():
     one = meta(1, 8, 256, 136)[..., :128]
     odd = one.as_strided(one.shape, (7, *one.stride()[1:]))
-    assert specialised.takes(odd, odd, odd, odd, CAUSAL)
-    descriptor = specialised._descriptor(odd, [1, 1, 64, 128])
+    assert specialised.takes(CAUSAL, odd, odd, odd, odd)
+    descriptor = specialised._descriptor(odd, 64)
     assert list(descriptor.strides) == [128, 256 * 136, 136, 1]
 
 
@@ -126,7 +146,7 @@ def test_its_groups_have_64_queries_and_as_many_registers_as_there_are():
     found = {config for key in configs.keys() for config in configs.candidates(key) if config.specialised}  # noqa: SIM118
     assert found
     for config in found:
-        groups = config.block_m // 64
-        assert config.block_m == 64 * groups
+        groups = max(config.block_m, config.block_n) // 64  # a group's own tile is never the smaller one
+        assert max(config.block_m, config.block_n) == 64 * groups
         assert specialised._REGISTERS[groups] * 128 * (groups + 1) <= 65536
         assert isinstance(config, Config)

@@ -14,6 +14,11 @@ _DELTA_ROWS = 64
 # Keys and values of one section of heads stay in the L2 cache: 32 of the 50 MB of an H100, as FlashAttention-3 has it.
 _SECTION_BYTES = 32 << 20
 
+_PLAIN: dict[Kernel, Any] = {
+    "forward": attention_forward.forward, "keys": attention_backward.keys_and_values,
+    "queries": attention_backward.queries,
+}  # fmt: skip
+
 Precision = Literal["ieee", "tf32"]
 
 
@@ -101,7 +106,7 @@ def forward_launches(
         call: everything else.
         target: what configurations depend on.
     """
-    config = target.config("forward", q, call, specialised=specialised.takes(q, k, v, out, call))
+    config = target.config("forward", q, call, specialised=specialised.takes(call, q, k, v, out))
     lanes, groups = _batch(q, call) * q.shape[1], q.shape[1] // k.shape[1]
     arguments = {
         **_pointers(q=q, k=k, v=v, out=out, lse=lse, sinks=call.sinks),
@@ -114,9 +119,7 @@ def forward_launches(
         "NEGATIVE_SCALE": call.scale < 0,
         **_tile(q, config, target.precision),
     }  # fmt: skip
-    if config.specialised:
-        return [specialised.launch(q, k, v, out, config, arguments)]
-    return [_launch(attention_forward.forward, arguments, config)]
+    return [_kernel_launch("forward", arguments, config)]
 
 
 def backward_launches(
@@ -144,8 +147,9 @@ def backward_launches(
     q_bytes, k_bytes = _pair_bytes(q, call.max_seqlen_q), _pair_bytes(k, call.max_seqlen_k)
     strides = {**_strides(call, q=q, k=k, v=v, grad=grad), **_lse_strides(lse, call)}
     batch, groups = _batch(q, call), q.shape[1] // k.shape[1]
+    plain = specialised.takes(call, q, k, v, grad, dq, dk, dv, flat=(lse, delta))
 
-    by_keys = target.config("keys", q, call)
+    by_keys = target.config("keys", q, call, specialised=plain)
     lanes = batch * k.shape[1]
     keys = {
         **inputs, **_pointers(dk=dk, dv=dv), **strides, **_strides(call, dk=dk, dv=dv), "kv_heads": k.shape[1],
@@ -154,7 +158,7 @@ def backward_launches(
         **_tile(q, by_keys, target.precision),
     }  # fmt: skip
 
-    by_queries = target.config("queries", q, call)
+    by_queries = target.config("queries", q, call, specialised=plain)
     lanes = batch * q.shape[1]
     queries = {
         **inputs, **_pointers(dq=dq), **strides, **_strides(call, dq=dq), "heads": q.shape[1], **_band(call, q, k),
@@ -163,8 +167,8 @@ def backward_launches(
     }  # fmt: skip
     return [
         _delta_launch(grad, grad_lse, out, lse, delta, call),
-        _launch(attention_backward.keys_and_values, keys, by_keys),
-        _launch(attention_backward.queries, queries, by_queries),
+        _kernel_launch("keys", keys, by_keys),
+        _kernel_launch("queries", queries, by_queries),
     ]
 
 
@@ -186,6 +190,12 @@ def _delta_launch(grad: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tenso
         "cu_q_ptr": call.cu_seqlens_q,
     }
     return _launch(attention_backward.delta, arguments, config)
+
+
+def _kernel_launch(kernel: Kernel, arguments: dict[str, Any], config: Config) -> Launch:
+    if config.specialised:
+        return specialised.launch(kernel, arguments, config)
+    return _launch(_PLAIN[kernel], arguments, config)
 
 
 def _launch(kernel: Any, arguments: dict[str, Any], config: Config) -> Launch:

@@ -39,7 +39,7 @@ class Config:
         block_n: keys a tile.
         num_warps: warps a program; of one group where specialised.
         num_stages: depth of the software pipeline, or of the ring of tiles.
-        specialised: warps have different work (`attention_specialised`).
+        specialised: warps have different work (`specialised`).
     """
 
     block_m: int
@@ -139,6 +139,10 @@ _FLOAT: _Row = {
 _SPECIALISED: _Row = {
     ("forward", 64): [Config(128, 128, 4, 3, True), Config(128, 64, 4, 4, True), Config(192, 64, 4, 4, True)],
     ("forward", 128): [Config(128, 128, 4, 2, True), Config(128, 64, 4, 3, True), Config(192, 64, 4, 3, True)],
+    ("keys", 64): [Config(64, 128, 4, 3, True)],
+    ("keys", 128): [Config(64, 128, 4, 2, True), Config(64, 128, 4, 3, True)],
+    ("queries", 64): [Config(128, 128, 4, 2, True), Config(128, 64, 4, 3, True)],
+    ("queries", 128): [Config(128, 64, 4, 2, True), Config(128, 64, 4, 3, True)],
 }
 _HALF: dict[int, _Row] = {80: _AMPERE, 86: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
 

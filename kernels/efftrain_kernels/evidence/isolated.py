@@ -1,15 +1,14 @@
-"""Work that may end its process, done in processes of its own, so that one fault is one finding.
+"""Work that may end its process, or never end, done in processes of its own, so that one fault is one finding.
 
-A compiler's assertion ends a process, and an illegal memory access leaves its CUDA context useless. Children are
-started afresh rather than forked, since a fork would inherit threads that are not there.
+A compiler's assertion ends a process, an illegal memory access leaves its CUDA context useless, and warps that wait for
+each other wait for ever. Children are started afresh rather than forked, since a fork would inherit threads that are
+not there.
 """
 
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from typing import Any, Generic, TypeVar
@@ -20,7 +19,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a task has no result: what it raised, or that its process ended."""
+    """Why a task has no result: what it raised, that its process ended, or that it took too long."""
 
     reason: str
 
@@ -33,6 +32,16 @@ class Outcome(Generic[T, R]):
     result: R | Failure
 
 
+@dataclass(slots=True)
+class _Worker:
+    """A child with the parent's end of its pipe, and what it does now."""
+
+    pipe: Any
+    child: Any
+    task: Any = None
+    began: float = 0.0
+
+
 def outcomes(
     function: Callable[[T], R], tasks: Sequence[T], *, processes: int | None = None, fresh: bool = False,
     limit_s: float | None = None,
@@ -41,69 +50,40 @@ def outcomes(
 
     Args:
         function: importable by its name; does one task.
-        tasks: hashable, and small enough to be sent to a child.
+        tasks: small enough to be sent to a child.
         processes: how many at a time; one a core if None; 0 does all of it in this process.
-        fresh: a new process for every task.
-        limit_s: a task's process is ended after so many seconds; for fresh ones alone.
+        fresh: a new process for every task, rather than after a failure alone.
+        limit_s: a task that has taken so many seconds, its process's start included, is ended.
     """
     if processes == 0:
         for task in tasks:
             yield Outcome(task, attempt(function, task))
         return
     size = max(1, min(processes or os.cpu_count() or 1, len(tasks)))
-    if fresh:
-        yield from _one_each(function, tasks, size, limit_s)
-        return
-    done: set[T] = set()
+    waiting, idle, busy, started = deque(tasks), list[_Worker](), dict[Any, _Worker](), list[_Worker]()
     try:
-        with ProcessPoolExecutor(size, mp_context=get_context("spawn")) as pool:
-            futures: dict[Future[R | Failure], T] = {pool.submit(attempt, function, task): task for task in tasks}
-            for future in as_completed(futures):
-                result = future.result()
-                done.add(futures[future])
-                yield Outcome(futures[future], result)
-    except BrokenProcessPool:  # nobody knows on which task: each that is left has a process to itself
-        yield from _one_each(function, [task for task in tasks if task not in done], 1, None)
-
-
-def _one_each(
-    function: Callable[[T], R], tasks: Sequence[T], size: int, limit_s: float | None
-) -> Iterator[Outcome[T, R]]:
-    """A process for every task, `size` of them at a time."""
-    waiting, running = deque(tasks), dict[Any, tuple[Any, T, float]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < size:
-                ours, theirs = connection.Pipe(duplex=False)
-                task = waiting.popleft()
-                child = get_context("spawn").Process(target=_answer, args=(theirs, function, task))
-                child.start()
-                theirs.close()
-                running[ours] = (child, task, time.monotonic())
-            oldest = min(began for _, _, began in running.values())
-            left = None if limit_s is None else max(0.0, oldest + limit_s - time.monotonic())
-            ready = connection.wait(list(running), left)
-            over = [] if ready or limit_s is None else [x for x, run in running.items() if run[2] == oldest]
-            for pipe in [*ready, *over]:
-                child, task, _ = running.pop(pipe)
-                if over:
-                    child.kill()
-                yield Outcome(task, Failure(f"no result after {limit_s:g} s") if over else _answered(pipe))
-                child.join()
+        while waiting or busy:
+            while waiting and len(busy) < size:
+                worker = idle.pop() if idle else _start(function)
+                if worker not in started:
+                    started.append(worker)
+                worker.task, worker.began = waiting.popleft(), time.monotonic()
+                worker.pipe.send(worker.task)
+                busy[worker.pipe] = worker
+            for worker, result in _next(busy, limit_s):
+                del busy[worker.pipe]
+                if fresh or isinstance(result, Failure):
+                    worker.pipe.close()
+                else:
+                    idle.append(worker)
+                yield Outcome(worker.task, result)
     finally:
-        for child, _, _ in running.values():
-            child.kill()
-
-
-def _answer(pipe: Any, function: Callable[[T], R], task: T) -> None:
-    pipe.send(attempt(function, task))
-
-
-def _answered(pipe: Any) -> Any:
-    try:
-        return pipe.recv()
-    except EOFError:
-        return Failure("it ended its process: an assertion, or no memory")
+        for worker in started:
+            worker.pipe.close()  # a child that waits for a task ends
+            if worker in busy.values():
+                worker.child.kill()
+        for worker in started:
+            worker.child.join()
 
 
 def attempt(function: Callable[[T], R], task: T) -> R | Failure:
@@ -112,3 +92,39 @@ def attempt(function: Callable[[T], R], task: T) -> R | Failure:
         return function(task)
     except Exception as error:  # whatever it is, it is the finding
         return Failure(" ".join(f"{type(error).__name__}: {error}".split())[:400])
+
+
+def _start(function: Callable[[Any], Any]) -> _Worker:
+    ours, theirs = connection.Pipe()
+    child = get_context("spawn").Process(target=_serve, args=(theirs, function))
+    child.start()
+    theirs.close()
+    return _Worker(ours, child)
+
+
+def _serve(pipe: Any, function: Callable[[Any], Any]) -> None:
+    """A child's whole life."""
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(attempt(function, task))
+
+
+def _next(busy: dict[Any, _Worker], limit_s: float | None) -> list[tuple[_Worker, Any]]:
+    """Who has something to tell; where nobody has in time, who has taken too long."""
+    oldest = min(busy.values(), key=lambda worker: worker.began)
+    left = None if limit_s is None else max(0.0, oldest.began + limit_s - time.monotonic())
+    ready = connection.wait(list(busy), left)
+    if ready:
+        return [(busy[pipe], _answer(pipe)) for pipe in ready]
+    oldest.child.kill()
+    return [(oldest, Failure(f"no result after {limit_s:g} s"))]
+
+
+def _answer(pipe: Any) -> Any:
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionError):
+        return Failure("it ended its process: an assertion, or no memory")

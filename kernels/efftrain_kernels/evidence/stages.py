@@ -167,7 +167,8 @@ def run_tune(stage: Stage) -> None:
     """The fastest configuration of each kernel; the file stands beside the result."""
     path = stage.folder / "tuned.json"
     known = {str(key): key for key in configs.keys()}  # noqa: SIM118 (a function)
-    kept = [_choice(row, known) for row in stage.before.get("choices", []) if row["key"] in known]
+    earlier = [_choice(row, known) for row in stage.before.get("choices", []) if row["key"] in known]
+    kept = [choice for choice in earlier if choice.whole]
     keys = [Key(DRY_ARCH, "forward", 64, "full", "half")] if stage.dry else tune.choices(stage.device)
     left = [key for key in keys if key not in {choice.key for choice in kept}]
     small = {"length": 64, "dtypes": (torch.float16,)} if stage.dry else {}
@@ -177,20 +178,21 @@ def run_tune(stage: Stage) -> None:
     wrong = [f"{row.key}: {why}" for row in found for why in row.rejected.values() if why.startswith("wrong")]
     document = json.loads(path.read_text())
     rows = [_choice_row(choice) for choice in found]
-    stage.write(complete=len(found) == len(keys), right=not wrong, wrong=wrong, choices=rows, file=document)
+    complete = len(found) == len(keys) and (stage.dry or all(choice.whole for choice in found))
+    stage.write(complete=complete, right=not wrong, wrong=wrong, choices=rows, file=document)
 
 
 STAGES: dict[str, Callable[[Stage], None]] = {
     "exact": run_exact,
-    "exact-newer-ptxas": run_newer,
     "tune": run_tune,
     "reference": run_reference,
     "determinism": run_determinism,
-    "tests": run_tests,
     "bench-attention-128": run_bench,
     "bench-adamw": run_bench,
     "bench-attention-64": run_bench,
+    "tests": run_tests,
     "bench-attention-features": run_bench,
+    "exact-newer-ptxas": run_newer,
 }
 """By name, what matters most first; what comes after `tune` runs with what was tuned."""
 

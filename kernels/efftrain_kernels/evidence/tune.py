@@ -48,6 +48,11 @@ class Choice:
         best = min(self.seconds, key=lambda config: self.seconds[config], default=None)
         return best if best is not None and best.specialised else None
 
+    @property
+    def whole(self) -> bool:
+        """Whether every candidate was tried."""
+        return {*self.seconds, *self.rejected} >= {*configs.candidates(self.key)}
+
 
 def tune(
     *,
@@ -77,6 +82,8 @@ def tune(
         if time.monotonic() > deadline:
             break
         found.append(_choose(key, device, length, dtypes))
+    if device.type == "cuda":
+        _add_specialised(found, device, length, dtypes, deadline)
     name = measure.device_name(device)
     write(path or configs.tuned_path(name), name, found)
     return found
@@ -128,20 +135,39 @@ def write(path: Path, device: str, found: Sequence[Choice]) -> None:
 def _choose(key: Key, device: torch.device, length: int, dtypes: tuple[torch.dtype, ...] | None) -> Choice:
     seconds, rejected = {}, {}
     for config in configs.candidates(key):
-        task = (key, config, device, length, dtypes)
         if not config.specialised:
-            found = attempt(_try, task)
-        elif device.type == "cuda":  # its groups of warps might wait for each other for ever
-            (found,) = (outcome.result for outcome in outcomes(_try, [task], fresh=True, limit_s=LIMIT_S))
-        else:
-            continue
-        if isinstance(found, float):
-            seconds[config] = found
-        else:  # a configuration that does not run is not chosen
-            rejected[config] = found.reason[:200] if isinstance(found, Failure) else found
-    plain = {config: x for config, x in seconds.items() if not config.specialised}
-    best = min(plain, key=lambda config: plain[config], default=configs.candidates(key)[0])
+            _note(config, attempt(_try, (key, config, device, length, dtypes)), seconds, rejected)
+    best = min(seconds, key=lambda config: seconds[config], default=configs.candidates(key)[0])
     return Choice(key, best, seconds, rejected)
+
+
+def _add_specialised(
+    found: Sequence[Choice], device: torch.device, length: int, dtypes: tuple[torch.dtype, ...] | None, deadline: float
+) -> None:
+    """Try those that do plain calls alone, in another process: groups of warps might wait for each other for ever."""
+    choice_of = {choice.key: choice for choice in found}
+    tasks = [
+        (key, config, device, length, dtypes)
+        for key in choice_of
+        for config in configs.candidates(key)
+        if config.specialised
+    ]
+    for outcome in outcomes(_try, tasks, processes=1, limit_s=LIMIT_S):
+        key, config, *_ = outcome.task
+        _note(config, outcome.result, choice_of[key].seconds, choice_of[key].rejected)
+        if time.monotonic() > deadline:
+            break
+
+
+def _note(
+    config: Config, found: float | str | Failure, seconds: dict[Config, float], rejected: dict[Config, str]
+) -> None:
+    if isinstance(found, Failure):  # a configuration that does not run is not chosen
+        rejected[config] = found.reason[:200]
+    elif isinstance(found, str):
+        rejected[config] = found
+    else:
+        seconds[config] = found
 
 
 def _try(task: tuple[Key, Config, torch.device, int, tuple[torch.dtype, ...] | None]) -> float | str:
