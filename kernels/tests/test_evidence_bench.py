@@ -170,6 +170,32 @@ def test_tuning_takes_the_fastest_that_is_right(monkeypatch, tmp_path):
     configs._tuned.cache_clear()
 
 
+def test_tuning_tries_those_that_may_hang_apart(monkeypatch, tmp_path):
+    from efftrain_kernels._kernels import configs
+    from efftrain_kernels.evidence import isolated
+
+    key = configs.Key(90, "keys", 128, "masked", "half")
+    plain, *_, faster, hanging = configs.candidates(key)
+    times = dict.fromkeys(configs.candidates(key), 3.0) | {plain: 2.0, faster: 1.0}
+    apart: list[configs.Config] = []
+
+    def outcomes(function, tasks, *, processes, limit_s):
+        for task in tasks:
+            apart.append(task[1])
+            failure = isolated.Failure(f"no result after {limit_s:g} s")
+            yield isolated.Outcome(task, failure if task[1] == hanging else function(task))
+
+    monkeypatch.setattr(tune, "outcomes", outcomes)
+    monkeypatch.setattr(tune, "_timed", lambda key, config, *_: config)
+    monkeypatch.setattr(measure, "latency", lambda config, *_, **__: measure.quantiles([times[config]]))
+    monkeypatch.setattr(measure, "device_name", lambda _: "a board")
+    monkeypatch.setattr(tune.exact, "try_config", lambda *_: [])
+    (choice,) = tune.tune(path=tmp_path / "tuned.json", device=torch.device("cuda"), keys=[key])
+    assert apart == [config for config in configs.candidates(key) if config.specialised]
+    assert (choice.config, choice.specialised, choice.whole) == (plain, faster, True)
+    assert choice.rejected == {hanging: "no result after 90 s"}
+
+
 @pytest.mark.slow
 def test_tuning_runs_the_kernels(monkeypatch, tmp_path):
     from efftrain_kernels._kernels import configs
