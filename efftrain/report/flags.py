@@ -29,7 +29,7 @@ FINDINGS: Final = {
     "phase_lock": "a counter ticks in step with the training",
     "recompute_costs_energy": "recomputation seems to cost no energy",
     "run_complete": "run not complete",
-    "same_corpus": "not the same text",
+    "same_corpus": "not the same data",
     "same_devices": "not the same devices",
     "same_tokens": "not the same number of tokens",
     "sensors_kept": "a sensor was lost",

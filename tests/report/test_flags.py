@@ -15,7 +15,7 @@ from efftrain.report.flags import FINDINGS, LABELS, WEAKER, study_flags
         ("steps_steady", "warning", "warning: steps not steady"),
         ("steps_steady", "passed", "check passed: steps steady"),
         ("idle_steady", "skipped", "not checked: idle steady"),
-        ("same_corpus", "failed", "check failed: not the same text"),
+        ("same_corpus", "failed", "check failed: not the same data"),
         ("utilization_below_peak", "failed", "check failed: utilization above the peak rate"),
         ("utilization_below_peak", "warning", "warning: utilization is an upper bound"),
         ("of_a_later_version", "failed", "check failed: not so: of a later version"),

@@ -83,7 +83,7 @@ def test_checks_come_first(damaged: Case) -> None:
     text = _Page(html(*damaged)).text
     order = [
         "unfinished",
-        "check failed: not the same text",
+        "check failed: not the same data",
         "warning: a sensor was lost",
         "Comparison",
         "Loss against energy",

@@ -35,7 +35,7 @@ def test_checks_come_before_the_table(damaged: Case) -> None:
     text = markdown(*damaged)
     assert (
         text.index("**unfinished** baseline-s1")
-        < text.index("**check failed:** not the same text")
+        < text.index("**check failed:** not the same data")
         < text.index("## Comparison")
     )
     assert "**not run** distilled" in text

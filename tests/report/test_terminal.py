@@ -62,7 +62,7 @@ def test_failed_checks_come_before_the_table_and_warnings_after(damaged: Case) -
     text = _print(damaged, 120)
     assert (
         text.index("unfinished")
-        < text.index("check failed: not the same text (study): runs were trained on different data: text: ")
+        < text.index("check failed: not the same data (study): runs were trained on different data: text: ")
         < text.index("energy/token")
     )
     assert text.index("warning: a sensor was lost (baseline-s1): ") > text.index("energy/token")
