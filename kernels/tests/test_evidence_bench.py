@@ -175,13 +175,13 @@ def test_tuning_tries_those_that_may_hang_apart(monkeypatch, tmp_path):
     from efftrain_kernels.evidence import isolated
 
     key = configs.Key(90, "keys", 128, "masked", "half")
-    plain, *_, faster, hanging = configs.candidates(key)
-    times = dict.fromkeys(configs.candidates(key), 3.0) | {plain: 2.0, faster: 1.0}
-    apart: list[configs.Config] = []
+    first, plain, faster, hanging = configs.candidates(key)
+    times = {first: 3.0, plain: 2.0, faster: 1.0}
+    found: list[list[tune.Choice]] = []
 
     def outcomes(function, tasks, *, processes, limit_s):
+        assert processes == 1
         for task in tasks:
-            apart.append(task[1])
             failure = isolated.Failure(f"no result after {limit_s:g} s")
             yield isolated.Outcome(task, failure if task[1] == hanging else function(task))
 
@@ -190,9 +190,12 @@ def test_tuning_tries_those_that_may_hang_apart(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "latency", lambda config, *_, **__: measure.quantiles([times[config]]))
     monkeypatch.setattr(measure, "device_name", lambda _: "a board")
     monkeypatch.setattr(tune.exact, "try_config", lambda *_: [])
-    (choice,) = tune.tune(path=tmp_path / "tuned.json", device=torch.device("cuda"), keys=[key])
-    assert apart == [config for config in configs.candidates(key) if config.specialised]
-    assert (choice.config, choice.specialised, choice.whole) == (plain, faster, True)
+    before = [tune.Choice(key, {first: 0.5})]  # as an earlier try has found
+    path = tmp_path / "tuned.json"
+    (choice,) = tune.tune(path=path, device=torch.device("cuda"), keys=[key], before=before, keep=found.append)
+    assert (choice.seconds[first], len(found), choice.whole) == (0.5, 3, True)
+    del choice.seconds[first]
+    assert (choice.config, choice.specialised) == (plain, faster)
     assert choice.rejected == {hanging: "no result after 90 s"}
 
 

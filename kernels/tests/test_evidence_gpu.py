@@ -97,6 +97,7 @@ def test_archives_hold_result_and_log_and_one_file_holds_all(fake):
     assert set(found["stages"]) == {"exact", "tune"}
     assert (fake / "tuned.json").exists()
     assert not list(fake.rglob("*.draft"))
+    assert (fake / "kernels.md").read_text().startswith("# Kernels on a board\n")
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
@@ -139,7 +140,7 @@ def test_a_newer_assembler_is_newer(monkeypatch, tmp_path):
 def test_what_was_tuned_before_is_kept():
     key, other = configs.Key(90, "keys", 64, "full", "half"), configs.Config(1, 2, 4, 3)
     config = configs.candidates(key)[0]
-    choice = tune.Choice(key, config, {config: 0.25}, {other: "wrong"})
+    choice = tune.Choice(key, {config: 0.25}, {other: "wrong"})
     row = json.loads(json.dumps(stages._choice_row(choice)))
     assert stages._choice(row, {str(key): key}) == choice
 
@@ -158,3 +159,7 @@ def test_the_whole_script_runs_dry(tmp_path):
     ours = [row for row in rows if row["provider"] == "efftrain triton, interpreted"]
     assert ours
     assert all(row["error"] is None for row in ours)
+    read = (tmp_path / "kernels.md").read_text()
+    assert "**A dry run on a CPU: no figure here means anything.**" in read
+    assert "## Attention, forward+backward: TFLOP/s" in read
+    assert "## AdamW, one step" in read

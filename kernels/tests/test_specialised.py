@@ -135,7 +135,7 @@ def test_descriptors_skip_strides_that_are_never_used():
 
 @pytest.mark.parametrize(("seconds", "chosen"), [(0.5, True), (1.5, False)])
 def test_tuning_takes_it_where_it_is_faster(seconds, chosen, tmp_path, tuned):
-    choice = tune.Choice(KEY, PLAIN, {PLAIN: 1.0, DIVIDED: seconds})
+    choice = tune.Choice(KEY, {PLAIN: 1.0, DIVIDED: seconds})
     assert choice.specialised == (DIVIDED if chosen else None)
     tune.write(tmp_path / "tuned.json", DEVICE, [choice])
     assert configs.config_for(KEY, DEVICE, specialised=True) == (DIVIDED if chosen else PLAIN)

@@ -2,8 +2,7 @@
 
 Each group of four warps keeps 64 queries. A group starts the scores of the next tile of keys before it multiplies the
 weights of this one with the values, so that exponentials run beside matrix products (FlashAttention-3,
-arXiv:2407.08608, section 3.2). Tiles are taken from the last to the first: those that need a mask come first, and
-after them every row has seen a key.
+arXiv:2407.08608, section 3.2). Tiles are taken from the last to the first, so that those which need a mask come first.
 
 It does plain calls alone: full or causal attention of 16-bit tensors, 64 or 128 wide. It is written in Gluon, triton's
 lower language, which has no interpreter: this module is imported only where it is compiled.

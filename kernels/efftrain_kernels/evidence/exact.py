@@ -22,10 +22,14 @@ from torch import Tensor
 from efftrain_kernels import reference
 from efftrain_kernels._kernels.attention import Call, Target, backward_launches, forward_launches
 from efftrain_kernels._kernels.configs import BLOCK_D, Config, Key
+from efftrain_kernels._kernels.launch import Launch
+from efftrain_kernels.evidence import measure
 from efftrain_kernels.reference import Window
 
 Pattern = Literal["pairs", "dense", "zero_q", "zero_k"]
+HANGS_S = 10.0
 SOFTCAP = 2.0**20  # so high that it changes no score, in the kernel that applies it
+MORE_KEYS = 77
 NO_WEIGHT = 152  # 2⁻¹⁵² is 0 in float32
 _CODE_SHARE = 0.75  # of the columns; the rest are 0 in queries
 # Half a unit in the last place of what is written, and a hundredth for the float32 operations before. Float32 gradients
@@ -46,6 +50,7 @@ class Problem:
         dtype: of q, k and v.
         band: what a query sees.
         softcap: 0, or `SOFTCAP`.
+        ragged: two sequences, of which the keys have `MORE_KEYS` more, laid out as projections leave them.
     """
 
     pattern: Pattern
@@ -54,6 +59,12 @@ class Problem:
     dtype: torch.dtype
     band: Window = (None, None)
     softcap: float = 0.0
+    ragged: bool = False
+
+    @property
+    def length_k(self) -> int:
+        """Tokens of keys."""
+        return self.length + MORE_KEYS * self.ragged
 
     @property
     def plain(self) -> bool:
@@ -63,7 +74,8 @@ class Problem:
     def name(self) -> str:
         """Such as `pairs D64 S256 bfloat16 (None, 0)`."""
         kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.pattern} D{self.head_dim} S{self.length} {kind} {self.band}{' capped' * bool(self.softcap)}"
+        extras = " capped" * bool(self.softcap) + " ragged" * self.ragged
+        return f"{self.pattern} D{self.head_dim} S{self.length} {kind} {self.band}{extras}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +119,8 @@ def problems(key: Key, *, length: int = 256, dtypes: tuple[torch.dtype, ...] | N
     # Padded columns; and half the least width, which is a tile of its own.
     widths = [key.block_d - 16, *([key.block_d // 2] if key.block_d == min(BLOCK_D) else [])]
     narrow = [Problem("pairs", width, length - 12, kind, bands[-1], softcap) for kind in types for width in widths]
-    return found + narrow
+    ragged = [Problem("pairs", key.block_d, length - 12, kind, bands[0], softcap, ragged=True) for kind in types]
+    return found + narrow + ragged
 
 
 def try_config(key: Key, config: Config, device: torch.device, tried: list[Problem]) -> list[Finding]:
@@ -122,20 +135,23 @@ def try_config(key: Key, config: Config, device: torch.device, tried: list[Probl
 
 
 def tensors(problem: Problem, device: torch.device, *, seed: int = 0) -> tuple[list[Tensor], float]:
-    """([q, k, v, gradient of the output], softmax scale); four heads of queries on two of keys."""
+    """([q, k, v, gradient of the output], softmax scale); four heads of queries on two of keys in each sequence."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (1, 4, problem.length, problem.head_dim)
-    shared = (1, 2, *shape[2:])
+    shape = (1 + problem.ragged, 4, problem.length, problem.head_dim)
+    shared = (shape[0], 2, problem.length_k, problem.head_dim)
     v, grad = _ternary(shared, generator), _ternary(shape, generator)
     if problem.pattern == "pairs":
-        q, k, unit = _pairs(shape, generator)
+        q, k, unit = _pairs(shape, problem.length_k, generator)
     else:
         q, k, unit = _ternary(shape, generator), _ternary(shared, generator), 1.0
         q[..., 4:] *= problem.pattern != "dense"  # scores of −4 … 4
     if problem.pattern in {"zero_q", "zero_k"}:
         (q if problem.pattern == "zero_q" else k).zero_()
         v[..., 1::2, :] = -v[..., ::2, :]
-    return [x.to(device, problem.dtype) for x in (q, k, v, grad)], unit * math.log(2)
+    given = [x.to(device, problem.dtype) for x in (q, k, v, grad)]
+    if problem.ragged:
+        given = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in given]
+    return given, unit * math.log(2)
 
 
 def run(key: Key, target: Target, given: list[Tensor], call: Call) -> dict[str, Tensor]:
@@ -143,19 +159,25 @@ def run(key: Key, target: Target, given: list[Tensor], call: Call) -> dict[str, 
     q, k, v, grad = given
     out, dq, dk, dv = (torch.full_like(x, math.nan) for x in (q, q, k, v))
     lse, delta = (torch.full(q.shape[:3], math.nan, device=q.device) for _ in range(2))
-    for launch in forward_launches(q, k, v, out, lse, call, target):
-        launch.run()
+    _run(forward_launches(q, k, v, out, lse, call, target))
     if key.kernel == "forward":
         return {"out": out, "lse": lse}
-    for launch in backward_launches(grad, None, q, k, v, out, lse, delta, dq, dk, dv, call, target):
-        launch.run()
+    _run(backward_launches(grad, None, q, k, v, out, lse, delta, dq, dk, dv, call, target))
     return {"dk": dk, "dv": dv} if key.kernel == "keys" else {"dq": dq}
+
+
+def _run(launches: list[Launch]) -> None:
+    """Launch one after the other. Warps that wait for each other do so for ever: that is found out, and left alone."""
+    for launch in launches:
+        launch.run()
+        if launch.max_registers is not None and not measure.ends(HANGS_S):
+            raise RuntimeError(f"{launch.kernel.__name__} hangs: it has not ended after {HANGS_S:g} s")
 
 
 def _try(key: Key, target: Target, device: torch.device, problem: Problem) -> list[Finding]:
     given, scale = tensors(problem, device)
     left, right = problem.band
-    found = run(key, target, given, Call(scale, left, right, problem.softcap, problem.length, problem.length))
+    found = run(key, target, given, Call(scale, left, right, problem.softcap, problem.length, problem.length_k))
     true = _truth(given, scale, problem.band)
     return [Finding(problem.name(), name, _worst(name, x, true[name])) for name, x in found.items()]
 
@@ -181,22 +203,22 @@ def _ternary(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randint(-1, 2, shape, generator=generator).double()
 
 
-def _pairs(shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
-    """(q, k, unit of the scale in powers of two)."""
-    length, head_dim = shape[2:]
+def _pairs(shape: tuple[int, ...], length: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """(q, k, unit of the scale in powers of two), for so many keys."""
+    batch, _, queries, head_dim = shape
     bits = max(1, math.ceil(math.log2(length / 2)))
     repeats = int(head_dim * _CODE_SHARE) // bits
     if repeats < 1:
         raise ValueError(
             f"head_dim {head_dim} has no room for the codes of {length} keys; expected at least {2 * bits}"
         )
-    code = torch.zeros(2, length, head_dim, dtype=torch.float64)
-    for head in range(2):
+    code = torch.zeros(2 * batch, length, head_dim, dtype=torch.float64)
+    for head in range(2 * batch):
         number = torch.empty(length, dtype=torch.int64)
         number[torch.randperm(length, generator=generator)] = torch.arange(length) // 2
         sign = 1.0 - 2.0 * ((number[:, None] >> torch.arange(bits)) & 1)
         code[head, :, : bits * repeats] = sign.repeat(1, repeats)
-    q = code.repeat_interleave(2, 0)[None]
-    k = code[None].clone()
-    k[..., bits * repeats :] = _ternary((1, 2, length, head_dim - bits * repeats), generator)
+    k = code.view(batch, 2, length, head_dim).clone()
+    q = k.repeat_interleave(2, 1)[:, :, length - queries :]  # the last query's diagonal ends at the last key
+    k[..., bits * repeats :] = _ternary((batch, 2, length, head_dim - bits * repeats), generator)
     return q, k, 2.0 ** math.ceil(math.log2(NO_WEIGHT / (2 * repeats)))

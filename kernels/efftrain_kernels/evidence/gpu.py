@@ -2,8 +2,8 @@
 
 Each stage runs in a process of its own for at most eight minutes and leaves one archive, FOLDER/stages/NAME.tar.gz,
 with its result and its log. A stage whose archive says that it is complete is not run again; of a benchmark that was
-cut off only what is missing is measured. FOLDER/kernels.json holds all results together and is written after every
-stage. A script of another package runs stages of its own in the same way: `Script`.
+cut off only what is missing is measured. FOLDER/kernels.json holds all results together, kernels.md the same to read;
+both are written after every stage. A script of another package runs stages of its own in the same way: `Script`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Script:
         archives: where archives are put, below the folder of the results.
         stage_s: longest time of one stage in s; eight minutes if None.
         options: given to each stage.
+        render: turns the summary into Markdown, which is written beside it.
     """
 
     module: str
@@ -50,12 +51,14 @@ class Script:
     archives: str = "stages"
     stage_s: float | None = None
     options: Sequence[str] = ()
+    render: Callable[[dict[str, Any]], str] | None = None
 
 
 def _own() -> Script:
     from efftrain_kernels.evidence.stages import STAGES
+    from efftrain_kernels.evidence.summary import markdown
 
-    return Script(module=STAGES_MODULE, names=STAGES)
+    return Script(module=STAGES_MODULE, names=STAGES, render=markdown)
 
 
 def run(
@@ -129,9 +132,12 @@ def summarise(folder: Path, script: Script) -> Path:
     found = {name: result for name in script.names if (result := read(folder, name, script.archives))}
     path = folder / script.summary
     devices = sorted({result["device"] for result in found.values() if "device" in result})
+    document = {"devices": devices, "stages": found}
     draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({"devices": devices, "stages": found}, indent=1) + "\n")
+    draft.write_text(json.dumps(document, indent=1) + "\n")
     draft.replace(path)
+    if script.render:
+        path.with_suffix(".md").write_text(script.render(document))
     return path
 
 

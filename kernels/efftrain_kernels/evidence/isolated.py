@@ -5,13 +5,16 @@ each other wait for ever. Children are started afresh rather than forked, since 
 not there.
 """
 
+import contextlib
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import connection, get_context
 from typing import Any, Generic, TypeVar
+
+LEAVING_S = 10.0  # for a child to be gone; a driver that takes longer is not waited for
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,36 +46,37 @@ class _Worker:
 
 
 def outcomes(
-    function: Callable[[T], R], tasks: Sequence[T], *, processes: int | None = None, fresh: bool = False,
-    limit_s: float | None = None,
-) -> Iterator[Outcome[T, R]]:  # fmt: skip
-    """Results as they come, in any order.
+    function: Callable[[T], R], tasks: Iterable[T], *, processes: int | None = None, limit_s: float | None = None
+) -> Iterator[Outcome[T, R]]:
+    """Results as they come, in any order; after a failure a new process goes on.
 
     Args:
         function: importable by its name; does one task.
-        tasks: small enough to be sent to a child.
+        tasks: small enough to be sent to a child; each is asked for when there is a process for it.
         processes: how many at a time; one a core if None; 0 does all of it in this process.
-        fresh: a new process for every task, rather than after a failure alone.
         limit_s: a task that has taken so many seconds, its process's start included, is ended.
     """
     if processes == 0:
         for task in tasks:
             yield Outcome(task, attempt(function, task))
         return
-    size = max(1, min(processes or os.cpu_count() or 1, len(tasks)))
-    waiting, idle, busy, started = deque(tasks), list[_Worker](), dict[Any, _Worker](), list[_Worker]()
+    size, waiting = processes or os.cpu_count() or 1, iter(tasks)
+    idle, busy, started = list[_Worker](), dict[Any, _Worker](), list[_Worker]()
     try:
-        while waiting or busy:
-            while waiting and len(busy) < size:
+        while True:
+            for task in islice(waiting, size - len(busy)):
                 worker = idle.pop() if idle else _start(function)
-                if worker not in started:
-                    started.append(worker)
-                worker.task, worker.began = waiting.popleft(), time.monotonic()
-                worker.pipe.send(worker.task)
+                started += [worker] * (worker not in started)
+                worker.task, worker.began = task, time.monotonic()
+                with contextlib.suppress(OSError):  # an idle child that is gone: its pipe tells
+                    worker.pipe.send(task)
                 busy[worker.pipe] = worker
+            if not busy:
+                break
             for worker, result in _next(busy, limit_s):
                 del busy[worker.pipe]
-                if fresh or isinstance(result, Failure):
+                if isinstance(result, Failure):  # its process goes, with whatever it left on the device
+                    worker.child.kill()
                     worker.pipe.close()
                 else:
                     idle.append(worker)
@@ -83,7 +87,7 @@ def outcomes(
             if worker in busy.values():
                 worker.child.kill()
         for worker in started:
-            worker.child.join()
+            worker.child.join(LEAVING_S)
 
 
 def attempt(function: Callable[[T], R], task: T) -> R | Failure:
@@ -119,7 +123,6 @@ def _next(busy: dict[Any, _Worker], limit_s: float | None) -> list[tuple[_Worker
     ready = connection.wait(list(busy), left)
     if ready:
         return [(busy[pipe], _answer(pipe)) for pipe in ready]
-    oldest.child.kill()
     return [(oldest, Failure(f"no result after {limit_s:g} s"))]
 
 

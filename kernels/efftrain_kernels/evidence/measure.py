@@ -106,6 +106,17 @@ def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | 
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def ends(seconds: float) -> bool:
+    """Whether what was given to the current CUDA device is done within so many seconds."""
+    event, deadline = torch.cuda.Event(), time.monotonic() + seconds
+    event.record()
+    while not event.query():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
 def ceilings(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Ceilings:
     """Measure both ceilings; on a CPU small ones, in float32."""
     cuda = device.type == "cuda"

@@ -74,22 +74,26 @@ class Stage:
 
 
 def run_exact(stage: Stage) -> None:
-    """Every configuration of this architecture on integers."""
-    tasks = list(_exact_tasks(stage))
-    wrong: list[str] = []
-    tried = worst = 0.0
+    """Every configuration of this architecture on integers, the specialised ones first; goes on where it stopped."""
+    ptxas = _ptxas()
+    before = stage.before if stage.before.get("ptxas") == ptxas else {}
+    done: list[str] = list(before.get("done", []))
+    wrong: list[str] = list(before.get("wrong", []))
+    tried, worst = before.get("tensors", 0), before.get("worst", 0.0)
+    tasks = sorted(_exact_tasks(stage), key=lambda task: not task[1].specialised)
+    left = [task for task in tasks if _named(task) not in done]
     processes = 0 if stage.dry else min(WORKERS, os.cpu_count() or 1)
-    each = outcomes(_exact, tasks, processes=processes, fresh=not stage.dry, limit_s=TASK_S)
-    for done, outcome in enumerate(each, 1):
+    for outcome in outcomes(_exact, left, processes=processes, limit_s=TASK_S):
         findings = outcome.result
+        done.append(_named(outcome.task))
         if isinstance(findings, Failure):
-            wrong.append(f"{outcome.task[0]} {outcome.task[1]}: {findings.reason}")
+            wrong.append(f"{_named(outcome.task)}: {findings.reason}")
         else:
             tried += len(findings)
             worst = max([worst, *(finding.worst for finding in findings)])
             wrong += [_wrong(outcome.task, finding) for finding in findings if not finding.right]
-        facts = {"ptxas": _ptxas(), "configurations": done, "tensors": int(tried), "worst": worst, "wrong": wrong}
-        stage.write(complete=done == len(tasks), right=not wrong, **facts)
+        facts = {"ptxas": ptxas, "configurations": len(done), "tensors": tried, "worst": worst, "wrong": wrong}
+        stage.write(complete=len(done) == len(tasks), right=not wrong, **facts, done=done)
 
 
 def run_newer(stage: Stage) -> None:
@@ -109,7 +113,7 @@ def run_reference(stage: Stage) -> None:
     findings: list[dict[str, Any]] = []
     failed: list[str] = []
     processes = 0 if stage.dry else min(WORKERS, os.cpu_count() or 1)
-    for done, outcome in enumerate(outcomes(_compare, tasks, processes=processes), 1):
+    for done, outcome in enumerate(outcomes(_compare, tasks, processes=processes, limit_s=TASK_S), 1):
         kind, index, dry = outcome.task
         if isinstance(outcome.result, Failure):
             failed.append(f"{kind} {_cases(kind, dry=dry)[index].name}: {outcome.result.reason}")
@@ -167,19 +171,22 @@ def run_tune(stage: Stage) -> None:
     """The fastest configuration of each kernel; the file stands beside the result."""
     path = stage.folder / "tuned.json"
     known = {str(key): key for key in configs.keys()}  # noqa: SIM118 (a function)
-    earlier = [_choice(row, known) for row in stage.before.get("choices", []) if row["key"] in known]
-    kept = [choice for choice in earlier if choice.whole]
+    kept = [_choice(row, known) for row in stage.before.get("choices", []) if row["key"] in known]
     keys = [Key(DRY_ARCH, "forward", 64, "full", "half")] if stage.dry else tune.choices(stage.device)
-    left = [key for key in keys if key not in {choice.key for choice in kept}]
     small = {"length": 64, "dtypes": (torch.float16,)} if stage.dry else {}
-    found = [*kept, *tune.tune(path=path, device=stage.device, keys=left, deadline=stage.deadline, **small)]
-    tune.write(path, measure.device_name(stage.device), found)
+
+    def keep(found: list[tune.Choice]) -> None:
+        wrong = [f"{row.key}: {why}" for row in found for why in row.rejected.values() if why.startswith("wrong")]
+        rows = [_choice_row(choice) for choice in found]
+        complete = len(found) == len(keys) and (stage.dry or all(choice.whole for choice in found))
+        stage.write(complete=complete, right=not wrong, wrong=wrong, choices=rows, file=json.loads(path.read_text()))
+
+    tune.write(path, measure.device_name(stage.device), kept)
+    keep(kept)
+    found = tune.tune(
+        path=path, device=stage.device, keys=keys, deadline=stage.deadline, before=kept, keep=keep, **small
+    )  # fmt: skip
     print(tune.describe(found))
-    wrong = [f"{row.key}: {why}" for row in found for why in row.rejected.values() if why.startswith("wrong")]
-    document = json.loads(path.read_text())
-    rows = [_choice_row(choice) for choice in found]
-    complete = len(found) == len(keys) and (stage.dry or all(choice.whole for choice in found))
-    stage.write(complete=complete, right=not wrong, wrong=wrong, choices=rows, file=document)
 
 
 STAGES: dict[str, Callable[[Stage], None]] = {
@@ -265,11 +272,15 @@ def _choice_row(choice: tune.Choice) -> dict[str, Any]:
 
 def _choice(row: dict[str, Any], known: dict[str, Key]) -> tune.Choice:
     seconds, rejected = ({configs.Config(**config): x for config, x in row[name]} for name in ("seconds", "rejected"))
-    return tune.Choice(known[row["key"]], configs.Config(**row["config"]), seconds, rejected)
+    return tune.Choice(known[row["key"]], seconds, rejected)
+
+
+def _named(task: tuple[Key, configs.Config, bool]) -> str:
+    return f"{task[0]} {task[1]}"
 
 
 def _wrong(task: tuple[Key, configs.Config, bool], finding: exact.Finding) -> str:
-    return f"{task[0]} {task[1]}: {finding.tensor} of {finding.problem} is off by {finding.worst:.3g} times the allowed"
+    return f"{_named(task)}: {finding.tensor} of {finding.problem} is off by {finding.worst:.3g} times the allowed"
 
 
 def _bench_entries(stage: Stage) -> tuple[bench.Family, list[bench.Entry]]:

@@ -7,7 +7,8 @@ This is asked for by somebody, never done while they train.
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,14 +16,15 @@ import torch
 
 from efftrain_kernels._kernels import configs
 from efftrain_kernels._kernels.attention import Call, Target, backward_launches, forward_launches
-from efftrain_kernels._kernels.configs import Config, Key
+from efftrain_kernels._kernels.configs import Config, Kernel, Key
 from efftrain_kernels._kernels.launch import Launch
 from efftrain_kernels.evidence import exact, measure
-from efftrain_kernels.evidence.isolated import Failure, attempt, outcomes
+from efftrain_kernels.evidence.isolated import Failure, outcomes
 from efftrain_kernels.evidence.table import number, table
 
 TOKENS, HIDDEN, LENGTH = 16384, 2048, 8192
 LIMIT_S = 90.0
+ENOUGH_HANGS = 2
 METHOD = "median of single kernels at 8,192 tokens, L2 cache overwritten before each; wrong ones are left out"
 
 
@@ -32,15 +34,19 @@ class Choice:
 
     Attributes:
         key: which kernel, for what.
-        config: the fastest that does every call, or the table's where none was right.
         seconds: medians of those that were right.
         rejected: why others were not timed.
     """
 
     key: Key
-    config: Config
     seconds: dict[Config, float] = field(default_factory=dict)
     rejected: dict[Config, str] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Config:
+        """The fastest that does every call, or the table's where none was right."""
+        plain = {config: x for config, x in self.seconds.items() if not config.specialised}
+        return min(plain, key=lambda config: plain[config], default=configs.candidates(self.key)[0])
 
     @property
     def specialised(self) -> Config | None:
@@ -54,6 +60,9 @@ class Choice:
         return {*self.seconds, *self.rejected} >= {*configs.candidates(self.key)}
 
 
+Task = tuple[Key, Config, torch.device, int, tuple[torch.dtype, ...] | None]
+
+
 def tune(
     *,
     path: Path | None = None,
@@ -62,31 +71,55 @@ def tune(
     length: int = LENGTH,
     deadline: float = float("inf"),
     dtypes: tuple[torch.dtype, ...] | None = None,
+    before: Sequence[Choice] = (),
+    keep: Callable[[list[Choice]], None] = lambda _: None,
 ) -> list[Choice]:
-    """Measure every key that has a choice, and write the file.
+    """Measure every key that has a choice, and write the file, anew after each measurement.
+
+    On a GPU all is tried in another process, because warps might wait for each other for ever.
 
     Args:
         path: the file; this device's own if None.
         device: a CUDA device, or the CPU where kernels are interpreted.
         keys: which; all of this device's architecture if None.
         length: tokens to measure at.
-        deadline: `time.monotonic()` after which no further key is begun; those left keep the table's.
+        deadline: `time.monotonic()` after which nothing more is begun; keys that are left keep the table's.
         dtypes: 16-bit types to try on integers, the first of which is timed; bfloat16 if None.
+        before: what an earlier try has found; it is not measured again.
+        keep: called with all that was found, after each measurement.
 
     Raises:
         ValueError: there is no GPU, or none that a table serves.
     """
     device = device or measure.default_device()
-    found = []
-    for key in choices(device) if keys is None else keys:
-        if time.monotonic() > deadline:
-            break
-        found.append(_choose(key, device, length, dtypes))
-    if device.type == "cuda":
-        _add_specialised(found, device, length, dtypes, deadline)
     name = measure.device_name(device)
-    write(path or configs.tuned_path(name), name, found)
-    return found
+    found = {choice.key: choice for choice in before}
+    hanging: Counter[Kernel] = Counter()
+
+    def tasks() -> Iterator[Task]:
+        for key in choices(device) if keys is None else keys:
+            choice = found.setdefault(key, Choice(key))
+            for config in configs.candidates(key):
+                if time.monotonic() > deadline:
+                    return
+                if config in choice.seconds or config in choice.rejected:
+                    continue
+                if config.specialised and hanging[key.kernel] >= ENOUGH_HANGS:
+                    choice.rejected[config] = "others of its kind hang"
+                elif device.type == "cuda" or not config.specialised:
+                    yield key, config, device, length, dtypes
+
+    for outcome in outcomes(_try, tasks(), processes=1 if device.type == "cuda" else 0, limit_s=LIMIT_S):
+        key, config, *_ = outcome.task
+        result = outcome.result.reason if isinstance(outcome.result, Failure) else outcome.result
+        if isinstance(result, str):  # a configuration that does not run is not chosen
+            found[key].rejected[config] = result[:200]
+            hanging[key.kernel] += config.specialised and ("hangs" in result or "no result" in result)
+        else:
+            found[key].seconds[config] = result
+        write(path or configs.tuned_path(name), name, [*found.values()])
+        keep([*found.values()])
+    return [*found.values()]
 
 
 def choices(device: torch.device) -> list[Key]:
@@ -121,9 +154,8 @@ def write(path: Path, device: str, found: Sequence[Choice]) -> None:
     chosen = [
         (choice.key, config)
         for choice in found
-        if choice.seconds
         for config in (choice.config, choice.specialised)
-        if config is not None
+        if config is not None and config in choice.seconds
     ]
     document = configs.tuned_document(device, chosen, versions=measure.versions(), method=METHOD)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,45 +164,7 @@ def write(path: Path, device: str, found: Sequence[Choice]) -> None:
     draft.replace(path)
 
 
-def _choose(key: Key, device: torch.device, length: int, dtypes: tuple[torch.dtype, ...] | None) -> Choice:
-    seconds, rejected = {}, {}
-    for config in configs.candidates(key):
-        if not config.specialised:
-            _note(config, attempt(_try, (key, config, device, length, dtypes)), seconds, rejected)
-    best = min(seconds, key=lambda config: seconds[config], default=configs.candidates(key)[0])
-    return Choice(key, best, seconds, rejected)
-
-
-def _add_specialised(
-    found: Sequence[Choice], device: torch.device, length: int, dtypes: tuple[torch.dtype, ...] | None, deadline: float
-) -> None:
-    """Try those that do plain calls alone, in another process: groups of warps might wait for each other for ever."""
-    choice_of = {choice.key: choice for choice in found}
-    tasks = [
-        (key, config, device, length, dtypes)
-        for key in choice_of
-        for config in configs.candidates(key)
-        if config.specialised
-    ]
-    for outcome in outcomes(_try, tasks, processes=1, limit_s=LIMIT_S):
-        key, config, *_ = outcome.task
-        _note(config, outcome.result, choice_of[key].seconds, choice_of[key].rejected)
-        if time.monotonic() > deadline:
-            break
-
-
-def _note(
-    config: Config, found: float | str | Failure, seconds: dict[Config, float], rejected: dict[Config, str]
-) -> None:
-    if isinstance(found, Failure):  # a configuration that does not run is not chosen
-        rejected[config] = found.reason[:200]
-    elif isinstance(found, str):
-        rejected[config] = found
-    else:
-        seconds[config] = found
-
-
-def _try(task: tuple[Key, Config, torch.device, int, tuple[torch.dtype, ...] | None]) -> float | str:
+def _try(task: Task) -> float | str:
     """The median in s, or what is wrong on integers."""
     key, config, device, length, dtypes = task
     tried = exact.problems(key, length=min(256, length), dtypes=dtypes or (torch.bfloat16,))
