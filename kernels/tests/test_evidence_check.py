@@ -12,7 +12,7 @@ import pytest
 from efftrain_kernels._kernels import adamw, configs, launch
 from efftrain_kernels.evidence import subjects
 from efftrain_kernels.evidence.__main__ import main
-from efftrain_kernels.evidence.aot import Compiled
+from efftrain_kernels.evidence.aot import Compiled, early_arrivals
 from efftrain_kernels.evidence.check import ARCHES, Row, check, describe, passed
 from efftrain_kernels.evidence.limits import Limits, violations
 
@@ -109,8 +109,8 @@ def test_everything_that_is_shipped(arch):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def compiled(registers=64, spill_bytes=0, shared_bytes=0, opcodes=(), *, serialized=False, warps=4):
-    return Compiled(registers, spill_bytes, shared_bytes, Counter(opcodes), serialized, "12.8", warps)
+def compiled(registers=64, spill_bytes=0, shared_bytes=0, opcodes=(), *, serialized=False, warps=4, early_arrivals=0):
+    return Compiled(registers, spill_bytes, shared_bytes, Counter(opcodes), serialized, "12.8", warps, early_arrivals)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,25 @@ def compiled(registers=64, spill_bytes=0, shared_bytes=0, opcodes=(), *, seriali
 )
 def test_limits(found, arch, limits, complaints):
     assert len(violations(found, arch, limits)) == complaints
+
+
+@pytest.mark.parametrize(
+    ("between", "early"),
+    [("bar.sync \t0, 128;", 0), ("barrier.sync 1, 128;", 1), ("// bar.sync 0, 128;", 1), ("mov.b32 %r1, %r2;", 1)],
+)
+def test_an_arrival_for_a_group_comes_after_the_group(between, early):
+    ptx = f"""
+    wgmma.wait_group.sync.aligned 1;
+    {between}
+    .loc 1 89 20
+    // begin inline asm
+    setp.eq.b32 \t%p450, %r27, 0;
+    @%p450 mbarrier.arrive.shared::cta.b64 _, [%r1];
+    @%p3 mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r55], 16384;
+    """
+    assert early_arrivals(ptx) == early
+    found = compiled(early_arrivals=early)
+    assert len(violations(found, 90, Limits())) == early
 
 
 def test_a_table_names_what_is_wrong_and_what_is_missing():

@@ -43,6 +43,8 @@ class Compiled:
         serialized: ptxas says that it orders wgmma instructions one after the other (C7512, C7515).
         ptxas: its version, such as 12.8.
         warps: of a program, those that only load included.
+        early_arrivals: a group of warps lets one thread arrive at a barrier for all of them; how often without having
+            come together before.
     """
 
     registers: int
@@ -52,6 +54,7 @@ class Compiled:
     serialized: bool
     ptxas: str
     warps: int
+    early_arrivals: int = 0
 
     def count(self, *prefixes: str) -> int:
         """How many instructions begin with one of the prefixes."""
@@ -91,6 +94,17 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         serialized=_SERIALIZED.search(text) is not None,
         ptxas=_tool(arch).version,
         warps=kernel.metadata.num_warps,
+        early_arrivals=early_arrivals(kernel.asm["ptx"]),
+    )
+
+
+def early_arrivals(ptx: str) -> int:
+    """Arrivals at a shared memory barrier with no barrier of the warps in the three instructions before."""
+    lines = [line.strip() for line in ptx.splitlines()]
+    code = [line for line in lines if line and not line.startswith(("//", ".loc", "$"))]
+    return sum(
+        "mbarrier.arrive.shared" in line and not any("bar.sync" in earlier for earlier in code[max(0, i - 3) : i])
+        for i, line in enumerate(code)
     )
 
 

@@ -46,6 +46,8 @@ def violations(compiled: Compiled, arch: int, limits: Limits) -> tuple[str, ...]
         found.append("wgmma is serialized (ptxas C7512 or C7515)" if compiled.serialized else "")
     if limits.wide:
         found.append(_width(compiled))
+    if compiled.early_arrivals:
+        found.append(f"{compiled.early_arrivals} arrivals at a barrier before all warps of the group have come")
     return tuple(filter(None, found))
 
 
