@@ -1,5 +1,6 @@
 """Kernels run in triton's interpreter where there is no CUDA device, with its product of bfloat16 corrected."""
 
+import json
 import os
 
 import pytest
@@ -42,3 +43,14 @@ def bfloat16_products():
     interpreter.InterpreterBuilder.create_dot = create_dot
     yield
     interpreter.InterpreterBuilder.create_dot = original
+
+
+@pytest.fixture
+def tuned(tmp_path, monkeypatch):
+    """Writes the file of tuned configurations and forgets what was read before."""
+    from efftrain_kernels._kernels import configs
+
+    monkeypatch.setenv(configs.ENVIRONMENT, str(tmp_path / "tuned.json"))
+    configs._tuned.cache_clear()
+    yield lambda document: (tmp_path / "tuned.json").write_text(json.dumps(document))
+    configs._tuned.cache_clear()

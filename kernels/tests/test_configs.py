@@ -1,7 +1,5 @@
 """The table of configurations, and the tuned file beside it."""
 
-import json
-
 import pytest
 import torch
 
@@ -10,15 +8,6 @@ from efftrain_kernels._kernels.configs import Config, Key
 
 DEVICE = "NVIDIA Test GPU"
 KEY = Key(90, "forward", 64, "masked", "half")
-
-
-@pytest.fixture
-def tuned(tmp_path, monkeypatch):
-    """Writes the file of `DEVICE` and forgets what was read before."""
-    monkeypatch.setenv(configs.ENVIRONMENT, str(tmp_path / "tuned.json"))
-    configs._tuned.cache_clear()
-    yield lambda document: (tmp_path / "tuned.json").write_text(json.dumps(document))
-    configs._tuned.cache_clear()
 
 
 def test_every_key_has_a_configuration_of_powers_of_two():

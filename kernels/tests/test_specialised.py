@@ -1,7 +1,6 @@
 """Which calls go to the specialised kernel, and only where a file says that it is faster."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -15,15 +14,6 @@ DEVICE = "NVIDIA Test GPU"
 KEY = Key(90, "forward", 128, "masked", "half")
 PLAIN, *_, DIVIDED = configs.candidates(KEY)
 CAUSAL = Call(0.1, None, 0, 0.0, 256, 256)
-
-
-@pytest.fixture
-def tuned(tmp_path, monkeypatch):
-    """Writes the file of `DEVICE` and forgets what was read before."""
-    monkeypatch.setenv(configs.ENVIRONMENT, str(tmp_path / "tuned.json"))
-    configs._tuned.cache_clear()
-    yield lambda document: (tmp_path / "tuned.json").write_text(json.dumps(document))
-    configs._tuned.cache_clear()
 
 
 def meta(*shape, dtype=torch.bfloat16):

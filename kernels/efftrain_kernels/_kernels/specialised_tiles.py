@@ -10,6 +10,8 @@ together.
 # pyright: reportCallIssue=false
 # (inside a kernel, numbers and tensors are one)
 
+from typing import Any
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma
@@ -21,13 +23,13 @@ ROWS = gl.constexpr(64)
 
 
 @gluon.constexpr_function
-def accumulator(columns):
+def accumulator(columns: int) -> Any:
     """Where the lanes of four warps keep a product of 64 rows."""
     return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, columns, 16])
 
 
 @gluon.constexpr_function
-def operand(columns):
+def operand(columns: int) -> Any:
     """Where they keep the left factor of a product with so many columns."""
     return gl.DotOperandLayout(0, accumulator(columns), 2)
 
@@ -122,7 +124,7 @@ def start_product(own, tiles, i):
 
 
 @gluon.constexpr_function
-def _sleep_if_huge(pack):
+def _sleep_if_huge(pack: int) -> str:
     """PTX that hands on so many numbers, and sleeps for a nanosecond if one of them is above 1e30."""
     largest = "".join(f" max.f32 m, m, ${pack + i};" for i in range(1, pack))
     copies = "".join(f" mov.b32 ${i}, ${pack + i};" for i in range(pack))
@@ -131,7 +133,7 @@ def _sleep_if_huge(pack):
 
 
 @gluon.constexpr_function
-def _registers(pack):
+def _registers(pack: int) -> str:
     return ",".join(["=r"] * pack + ["r"] * pack)
 
 
