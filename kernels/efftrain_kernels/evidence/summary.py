@@ -80,7 +80,7 @@ def markdown(document: dict[str, Any]) -> str:
 def _versions(stages: dict[str, Row]) -> Iterator[str]:
     found = [result["versions"] for result in stages.values() if "versions" in result]
     if found:
-        yield ", ".join(f"{name} {version}" for name, version in found[-1].items())
+        yield ", ".join(f"{name} {version}" for name, version in found[-1].items() if version)
     ceilings = [result["ceilings"] for result in stages.values() if "ceilings" in result]
     if ceilings:
         matrix, copy = (max(c[name] for c in ceilings) for name in ("matrix_flops_per_s", "copy_bytes_per_s"))
