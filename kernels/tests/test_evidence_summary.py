@@ -48,6 +48,14 @@ def test_a_share_of_the_ceiling_is_judged_with_its_range():
     assert verdict("AdamW at 90 %", row("1b bf16", "efftrain", "step", 0.01, share=1.2)) == ("1.20 [1.09, 1.33]", "met")
 
 
+def test_optimizers_are_compared_in_the_same_formats():
+    names = {"efftrain": 3.0, "efftrain bf16 moments": 1.0, "torch fused": 2.0}
+    found = verdict("AdamW no slower", *(row("1b bf16", name, "step", seconds) for name, seconds in names.items()))
+    assert found == ("2.00 [1.64, 2.44]", "met")
+    names["efftrain"] = 1.0
+    assert verdict("AdamW no slower", *(row("1b fp32", name, "step", s) for name, s in names.items())) == found
+
+
 def test_cases_that_an_aim_is_not_about_are_left_out():
     rows = [row("D64 full 2k", name, "forward+backward", 1) for name in ("efftrain triton", "sdpa cudnn", "sdpa flash")]
     text = markdown(document(*rows))

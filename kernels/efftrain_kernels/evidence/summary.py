@@ -11,7 +11,7 @@ from typing import Any
 from efftrain_kernels.evidence.table import number
 
 OURS, CUDNN, FLASH, FUSED = "efftrain triton", "sdpa cudnn", "sdpa flash", "torch fused"
-ADAMW, BOTH = "efftrain", "forward+backward"
+ADAMW, ADAMW_BF16, BOTH = "efftrain", "efftrain bf16 moments", "forward+backward"
 CALLS = ("forward", "backward", BOTH)
 
 Row = dict[str, Any]
@@ -47,7 +47,9 @@ AIMS = (
     ),
     Aim("attention at least 1.3 times as fast as FlashAttention-2's", 1.3, OURS, BOTH, lambda _: True, FLASH),
     Aim("AdamW at 90 % of the copy's rate or more", 0.9, ADAMW, "step", lambda case: case.startswith("1b")),
-    Aim("AdamW no slower than torch's fused", 1.0, ADAMW, "step", lambda _: True, FUSED),
+    # Of the same formats: beside bfloat16 parameters torch keeps its moments in bfloat16, ours are float32 by default.
+    Aim("AdamW no slower than torch's fused", 1.0, ADAMW, "step", lambda case: "fp32" in case, FUSED),
+    Aim("AdamW no slower than torch's fused", 1.0, ADAMW_BF16, "step", lambda case: "bf16" in case, FUSED),
 )  # fmt: skip
 
 
@@ -141,8 +143,7 @@ def _steps(rows: Sequence[Row]) -> Iterator[str]:
     lines = [
         (
             row["case"], row["provider"],
-            "{p50_s:.4g} [{p20_s:.4g}, {p80_s:.4g}]".format(**{k: 1e3 * v for k, v in row["latency"].items()
-                                                              if k.endswith("_s")}),
+            "{1:.4g} [{0:.4g}, {2:.4g}]".format(*(1e3 * row["latency"][f"p{level}_s"] for level in (20, 50, 80))),
             f"{row['settings']['bytes_per_parameter']:.4g}", f"{row['rate'] / 1e9:.4g}", f"{row['ceiling_share']:.0%}",
             number(max(row["max_error"].values(), default=None), ".2g"),
         )
